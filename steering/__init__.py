@@ -1,0 +1,3 @@
+"""Inference-time search and steering for unmodified diffusers pipelines."""
+
+__version__ = "0.1.0"

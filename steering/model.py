@@ -1,0 +1,118 @@
+"""What the engine needs of a generative model; adapters make one out of a diffusers pipeline."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from steering.prediction import Posterior
+from steering.times import Time, TimeGrid
+
+
+class Stage(enum.Enum):
+    """Why media are wanted: the decode policy maps it to a decoder."""
+
+    INTERMEDIATE = "intermediate"  #: a guess of x_0 part-way: may be decoded cheaply
+    FINAL = "final"  #: a finished sample: always the full decoder
+
+
+class Meaning(enum.Enum):
+    """What a denoiser's x_0 is."""
+
+    POSTERIOR_MEAN = "posterior mean"
+    CONSISTENCY_MAP = "consistency map"  #: LCM and other distilled models
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a model can do; a search that needs what is missing is refused before any work.
+
+    Attributes:
+        any_rows: the number of rows may differ from call to call.
+        time_per_row: rows at different times may share a call.
+        any_order: times may come in any order, not only falling.
+        gradients: autograd passes through denoiser and decoder.
+        meaning: what its x_0 is.
+    """
+
+    any_rows: bool = True
+    time_per_row: bool = True
+    any_order: bool = True
+    gradients: bool = True
+    meaning: Meaning = Meaning.POSTERIOR_MEAN
+
+
+class Conditioning(Protocol):
+    """One prompt, encoded: an opaque handle that the model made and understands."""
+
+    @property
+    def signature(self) -> Hashable:
+        """Rows are fused only with rows of an equal signature (the same shapes)."""
+
+    @property
+    def initial(self) -> Tensor | None:
+        """State ``(m, *shape)`` that the pipeline would start from, for the first ``m`` draws.
+
+        None where the search's own random stream decides (no generator or latents were given).
+        """
+
+
+class SchedulerRun(Protocol):
+    """A private copy of the pipeline's own scheduler, carrying one batch of rows in step."""
+
+    @property
+    def times(self) -> Sequence[Time]:
+        """Noise level of each model call, in order; some schedulers call twice a step."""
+
+    def step(self, index: int, posterior: Posterior, x_t: Tensor) -> Tensor:
+        """State after model call ``index``, ``(n, *shape)``."""
+
+
+class Model(Protocol):
+    """A denoiser with its decoder. States are float32 ``(rows, *shape)`` on ``device``."""
+
+    @property
+    def name(self) -> str:
+        """Key under which calibrations and timings are saved."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The time grid of the pipeline's scheduler."""
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of the state at ``grid[0]`` when it is drawn afresh."""
+
+    @property
+    def passes(self) -> int:
+        """Network passes a denoised row costs (2 with classifier-free guidance)."""
+
+    @property
+    def abilities(self) -> Abilities: ...
+
+    def denoise(self, x_t: Tensor, times: Sequence[Time], conditioning: Sequence[Any]) -> Posterior:
+        """Posterior of each row: ``x_t (B, *shape)``, one time and one handle a row."""
+
+    def decode(self, x_0: Tensor, conditioning: Sequence[Any], stage: Stage) -> Tensor:
+        """Media of each row, images ``(B, 3, H, W)`` in [0, 1]; differentiable if abilities say so."""
+
+    def render(self, x_0: Tensor, conditioning: Sequence[Any]) -> list[Any]:
+        """Final media of each row by the pipeline's own tail, one entry a row."""
+
+    def scheduler_calls(self) -> int:
+        """Model calls that one trajectory of the pipeline's own scheduler makes."""
+
+    def scheduler_run(self, conditioning: Any, draws: Sequence[int]) -> SchedulerRun:
+        """A fresh private copy of the pipeline's scheduler for rows with these draw ids."""

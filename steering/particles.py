@@ -1,0 +1,154 @@
+"""Weighted particles: log-weights in one immutable object, and the resamplers.
+
+Every resampler has one signature, ``(weights, uniforms) -> ancestors``: normalised float64 weights
+``(k,)`` and as many uniforms ``(k,)``, to ``k`` ancestor indices. All are unbiased: particle ``i`` has
+``k w_i`` expected children. Source: Douc, Cappe and Moulines 2005 (cs/0507025); SSP is Srinivasan's
+sampling process (Gerber, Chopin and Whiteley 2019, 1708.02230).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Resampler = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Log-weights of ``k`` particles and the evidence that was already divided out.
+
+    Attributes:
+        log_w: unnormalised log-weights, float64 ``(k,)``.
+        log_norm: log of the mean weights that resampling divided out so far.
+    """
+
+    log_w: Tensor
+    log_norm: float = 0.0
+
+    @classmethod
+    def uniform(cls, k: int) -> Weights:
+        """All weights 1."""
+        return cls(torch.zeros(k, dtype=torch.float64))
+
+    def __len__(self) -> int:
+        return len(self.log_w)
+
+    def times(self, log_factor: Tensor) -> Weights:
+        """Multiply each weight by ``exp(log_factor)``, ``(k,)``.
+
+        Raises:
+            ValueError: a factor is NaN or +inf, or all weights have become zero.
+        """
+        log_w = self.log_w + log_factor
+        if torch.isnan(log_w).any() or torch.isposinf(log_w).any():
+            bad = int(torch.nonzero(torch.isnan(log_w) | torch.isposinf(log_w))[0])
+            raise ValueError(f"the log-weight of particle {bad} became {float(log_w[bad])}")
+        if torch.isneginf(log_w).all():
+            raise ValueError(
+                "all weights are zero: no particle is possible under the potential; lower lambda, "
+                "raise the number of particles, or check the reward for -inf"
+            )
+        return Weights(log_w, self.log_norm)
+
+    @property
+    def normalised(self) -> Tensor:
+        """Weights that sum to 1, ``(k,)``."""
+        return torch.softmax(self.log_w, 0)
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size, 1 / sum of squared normalised weights, from 1 to k."""
+        return 1.0 / float(self.normalised.square().sum())
+
+    @property
+    def log_z(self) -> float:
+        """Estimate of the log normalising constant so far."""
+        return self.log_norm + float(torch.logsumexp(self.log_w, 0)) - math.log(len(self))
+
+    def resample(self, resampler: Resampler, uniforms: Tensor) -> tuple[Tensor, Weights]:
+        """Draw ancestors; the new weights are uniform and carry the evidence.
+
+        Args:
+            resampler: one of :data:`RESAMPLERS`.
+            uniforms: float64 ``(k,)`` on [0, 1).
+
+        Returns:
+            Ancestor indices ``(k,)`` and the weights after resampling.
+        """
+        ancestors = resampler(self.normalised, uniforms)
+        return ancestors, Weights(torch.zeros_like(self.log_w), self.log_z)
+
+
+def multinomial(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Independent draws: the noisiest of all."""
+    return _invert(weights, torch.sort(uniforms).values)
+
+
+def stratified(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """One draw in each of k equal strata."""
+    k = len(weights)
+    return _invert(weights, (torch.arange(k) + uniforms) / k)
+
+
+def systematic(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """One common offset in k equal strata: between floor and ceil of ``k w_i`` children each."""
+    k = len(weights)
+    return _invert(weights, (torch.arange(k) + uniforms[0]) / k)
+
+
+def residual(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """floor(k w_i) children for sure, the rest drawn independently from what is left."""
+    k = len(weights)
+    expected = weights * k
+    sure = torch.floor(expected + 1e-12).long()
+    ancestors = torch.repeat_interleave(torch.arange(k), sure)[:k]
+    left = k - len(ancestors)
+    if left == 0:
+        return ancestors
+    rest = (expected - sure).clamp(min=0)
+    drawn = _invert(rest / rest.sum(), torch.sort(uniforms[:left]).values)
+    return torch.sort(torch.cat([ancestors, drawn])).values
+
+
+def ssp(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Srinivasan's sampling process: floor or ceil of ``k w_i`` children, negatively associated."""
+    k = len(weights)
+    expected = (weights * k).tolist()
+    children = [math.floor(x + 1e-12) for x in expected]
+    fraction = [max(x - c, 0.0) for x, c in zip(expected, children, strict=True)]
+    n = 0  # the particle whose fraction is being settled against m's
+    for m, u in zip(range(1, k), uniforms.tolist(), strict=False):
+        up = min(1 - fraction[n], fraction[m])  # n gains, m loses
+        down = min(fraction[n], 1 - fraction[m])  # n loses, m gains
+        gain = u * (up + down) < down
+        shift = up if gain else -down
+        fraction[n] += shift
+        fraction[m] -= shift
+        settled = m if fraction[m] <= 1e-12 or fraction[m] >= 1 - 1e-12 else n
+        children[settled] += round(fraction[settled])
+        fraction[settled] = 0.0
+        n = n + m - settled if settled in (n, m) else n
+    children[n] += k - sum(children)  # the last fraction is whole but for rounding
+    return torch.repeat_interleave(torch.arange(k), torch.tensor(children))
+
+
+def _invert(weights: Tensor, points: Tensor) -> Tensor:
+    """Index of the weight under each of the sorted ``points`` on [0, 1)."""
+    cumulative = torch.cumsum(weights, 0)
+    cumulative = cumulative / cumulative[-1]
+    last = int(torch.nonzero(weights > 0)[-1])  # rounding must not reach a zero weight at the end
+    return torch.searchsorted(cumulative, points, right=True).clamp(max=last)
+
+
+RESAMPLERS: dict[str, Resampler] = {
+    "systematic": systematic,
+    "multinomial": multinomial,
+    "stratified": stratified,
+    "residual": residual,
+    "ssp": ssp,
+}

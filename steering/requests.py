@@ -1,0 +1,104 @@
+"""The four things a search may ask for. It yields one and receives its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from steering.model import Stage
+from steering.times import Time
+from steering.transitions import Transition
+
+
+@dataclass(frozen=True, eq=False)
+class Denoise:
+    """Posterior of each row; answered by a :class:`steering.prediction.Posterior`.
+
+    Attributes:
+        x_t: rows ``(n, *shape)``.
+        time: noise level of all rows, or of each.
+        keep_graph: keep the autograd graph, so that a later Score can return gradients. A tensor
+            that is no part of a graph becomes its leaf, answered as ``posterior.x_t``.
+    """
+
+    x_t: Tensor
+    time: Time | Sequence[Time]
+    keep_graph: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Rows carried to the end of the grid; answered by the states there, ``(n, *shape)``.
+
+    Attributes:
+        x_t: rows ``(n, *shape)``.
+        start: index in the problem's grid at which the rows are.
+        solver: ``"scheduler"`` is a private copy of the pipeline's own scheduler (from the grid's
+            start only); a transition walks the problem's grid, or ``path``.
+        draws: draw ids of the rows' noise; needed by stochastic solvers.
+        path: times to walk instead of the grid's, the first being the rows' own.
+        keep_graph: as in :class:`Denoise`, through every step.
+        purpose: random purpose of the noise, for roll-outs beside a trajectory.
+    """
+
+    x_t: Tensor
+    start: int = 0
+    solver: Transition | Literal["scheduler"] = "scheduler"
+    draws: Sequence[int] = ()
+    path: Sequence[Time] | None = None
+    keep_graph: bool = False
+    purpose: str = "transition"
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Rewards of each row; answered by :class:`Scores`.
+
+    Attributes:
+        x_0: clean states ``(n, *shape)``.
+        stage: INTERMEDIATE for a guess, FINAL for a finished sample.
+        grad_to: the tensor to differentiate the total reward by: ``x_0`` itself, or the leaf
+            ``(n, *shape)`` of the graph that ``x_0`` came from. None asks for no gradient.
+    """
+
+    x_0: Tensor
+    stage: Stage = Stage.INTERMEDIATE
+    grad_to: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Render:
+    """Final media by the pipeline's own tail; answered by a list with one entry a row.
+
+    Attributes:
+        x_0: finished states ``(n, *shape)``.
+    """
+
+    x_0: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Rewards of rows.
+
+    Attributes:
+        total: what is searched, float64 on the CPU, ``(n,)``.
+        columns: every named reward, the total included, each ``(n,)``.
+        grad: gradient of the total by what was asked, ``(n, *shape)`` on the device, or None.
+    """
+
+    total: Tensor
+    columns: dict[str, Tensor]
+    grad: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor | slice) -> Scores:
+        """The chosen rows."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        grad = None if self.grad is None else self.grad[rows]
+        return Scores(self.total[rows], columns, grad)
+
+
+Request = Denoise | Rollout | Score | Render

@@ -1,0 +1,173 @@
+"""A search, said once for one prompt: the problem it is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from steering.cost import Budget, Cost, Usage
+from steering.requests import Request, Scores
+from steering.streams import Streams
+from steering.times import TimeGrid
+from steering.trace import Trace
+
+#: A running search: yields requests, is sent their results, returns its outcome.
+SearchRun: TypeAlias = Generator[Request, Any, "Outcome"]
+
+
+class BudgetTooSmall(ValueError):
+    """The budget does not allow one finished, scored candidate."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search will cost for one prompt.
+
+    Attributes:
+        cost: the whole search; an upper bound where ``exact`` is False.
+        minimum: one finished, scored candidate.
+        rows: rows of the state alive at once, for the memory estimate.
+        exact: whether ``cost`` is what will be spent if no budget intervenes.
+        settings: what the search settled on to fit the budget (fewer particles, say).
+    """
+
+    cost: Cost
+    minimum: Cost
+    rows: int
+    exact: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Abilities that a search cannot do without; checked before anything runs."""
+
+    stochastic: bool = False
+    gradients: bool = False
+    time_per_row: bool = False
+    any_order: bool = False
+    posterior_mean: bool = False
+    any_rows: bool = False
+    density: bool = False  #: a fixed target: refuses rewards that depend on the set (mean rank)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What can be known of a problem before any model is loaded to a device.
+
+    Attributes:
+        steps: transitions of the time grid.
+        scheduler_calls: model calls that one trajectory of the pipeline's own scheduler makes.
+        calls_per_row: what a scored row counts in reward calls.
+        budget: the most one prompt may cost.
+    """
+
+    steps: int
+    scheduler_calls: int
+    calls_per_row: int = 1
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass
+class Problem:
+    """One prompt to search for. It says nothing about which pipeline it is.
+
+    Attributes:
+        prompt: the text, for messages.
+        shape: shape of one state.
+        device: where states live.
+        grid: the time grid.
+        lam: lambda, the inverse temperature of the target p(x_0) exp(lambda r(x_0)), in raw units.
+        streams: this search's random numbers.
+        facts: what planning needs.
+        trace: where the search records what it decides.
+        usage: what this search has spent so far; only the engine writes it.
+        initial_std: standard deviation of the state at ``grid[0]``.
+        given: states at ``grid[0]`` that the user or the pipeline's generator decided, for the first
+            draws, ``(m, *shape)``; None where the streams decide all.
+    """
+
+    prompt: str
+    shape: tuple[int, ...]
+    device: torch.device
+    grid: TimeGrid
+    lam: float
+    streams: Streams
+    facts: Facts
+    trace: Trace
+    usage: Usage
+    initial_std: float = 1.0
+    given: Tensor | None = None
+    clock: Callable[[], float] = lambda: 0.0
+
+    def initial(self, draws: Sequence[int]) -> Tensor:
+        """States at ``grid[0]`` for these draw ids, ``(len(draws), *shape)``."""
+        known = 0 if self.given is None else len(self.given)
+        fresh = [d for d in draws if d >= known]
+        noise = self.noise("initial", fresh, 0) * self.initial_std
+        if self.given is None:
+            return noise
+        drawn = iter(noise)
+        given = self.given.to(self.device, torch.float32)
+        return torch.stack([given[d] if d < known else next(drawn) for d in draws])
+
+    def noise(self, purpose: str, draws: Sequence[int], step: int) -> Tensor:
+        """Standard normal rows ``(len(draws), *shape)`` of the purpose, draw ids and step."""
+        return self.streams.normal(purpose, draws, step, self.shape, self.device)
+
+    def affords(self, cost: Cost, *, holding_back: Cost | None = None) -> bool:
+        """Whether ``cost`` still fits the budget beside what is held back to finish a candidate."""
+        spent = self.usage.cost
+        elapsed = Cost(seconds=self.clock() - spent.seconds)
+        return (
+            self.facts.budget.exceeded_by(spent + elapsed + cost + (holding_back or Cost())) is None
+        )
+
+    def seconds_for(self, nfe: float) -> float:
+        """Seconds that this many denoiser rows will take, from those spent so far."""
+        return nfe * self.clock() / self.usage.nfe if self.usage.nfe else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a search returns for one prompt.
+
+    Attributes:
+        x_0: finished states ``(n, *shape)``, all that the search kept.
+        scores: their rewards, FINAL stage.
+        log_w: log-weights ``(n,)``; zeros where the candidates are not weighted.
+        chosen: rows of ``x_0`` to hand to the user, best or drawn first.
+        log_z: estimate of the log normalising constant E[exp(lambda r)], or None.
+        complete: False where a budget cut the search short: it then claims no law.
+        extra: anything a search wants to hand over beside (resumable state, say).
+    """
+
+    x_0: Tensor
+    scores: Scores
+    log_w: Tensor
+    chosen: list[int]
+    log_z: float | None = None
+    complete: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Search(Protocol):
+    """A search for one prompt. Thin and stateless: options are its fields."""
+
+    @property
+    def needs(self) -> Needs:
+        """Abilities it cannot do without."""
+
+    def plan(self, facts: Facts) -> Plan:
+        """What it will cost, made to fit the budget.
+
+        Raises:
+            BudgetTooSmall: one finished, scored candidate does not fit.
+        """
+
+    def __call__(self, problem: Problem) -> SearchRun:
+        """Run: yield requests, receive results, return the outcome."""

@@ -1,0 +1,116 @@
+"""Random numbers as a pure function of (seed, prompt key, purpose, draw id, step).
+
+Counter-based (Philox 4x64, Salmon et al. 2011), so that no number depends on what was drawn before
+it, on the device, or on how work was batched. Numbers are made on the CPU and moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import torch
+from numpy.random import Generator, Philox
+from torch import Tensor
+
+_COUNTER_WORDS = 4
+
+
+def prompt_keys(prompts: Sequence[str], ids: Sequence[Hashable] | None = None) -> list[str]:
+    """Key of each prompt: its given id, else its text and how often it came before.
+
+    Raises:
+        ValueError: the ids are not one a prompt, or not distinct.
+    """
+    if ids is not None:
+        keys = [f"id:{i}" for i in ids]
+        if len(keys) != len(prompts) or len(set(keys)) != len(keys):
+            raise ValueError(
+                f"need one distinct id a prompt: {len(prompts)} prompts, {len(keys)} ids, "
+                f"{len(set(keys))} distinct"
+            )
+        return keys
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        keys.append(f"text:{seen[prompt]}:{prompt}")
+        seen[prompt] += 1
+    return keys
+
+
+class Streams:
+    """The random streams of one search.
+
+    Args:
+        seed: seed of the run.
+        prompt_key: key of the prompt, see :func:`prompt_keys`.
+    """
+
+    def __init__(self, seed: int, prompt_key: str) -> None:
+        self.seed = seed
+        self.prompt_key = prompt_key
+        self._philox = Philox(key=0)
+        self._generator = Generator(self._philox)
+        self._keys: dict[str, int] = {}
+        self._used: set[tuple[str, int, int]] = set()
+
+    def normal(
+        self,
+        purpose: str,
+        draws: Sequence[int],
+        step: int,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Standard normal rows, float32 ``(len(draws), *shape)``.
+
+        Raises:
+            RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
+        """
+        out = np.empty((len(draws), *shape), dtype=np.float32)
+        flat = out.reshape(len(draws), -1)
+        for row, draw in zip(flat, draws, strict=True):
+            self._seek(purpose, draw, step)(out=row, dtype=np.float32)
+        return torch.from_numpy(out).to(device)
+
+    def uniform(self, purpose: str, draw: int, step: int, count: int) -> Tensor:
+        """Uniforms on [0, 1), float64 ``(count,)`` on the CPU.
+
+        Raises:
+            RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
+        """
+        self._seek(purpose, draw, step)
+        return torch.from_numpy(self._generator.random(count))
+
+    def integer(self, purpose: str, draw: int, step: int) -> int:
+        """A seed below 2^31 for a random generator of another library."""
+        self._seek(purpose, draw, step)
+        return int(self._generator.integers(2**31))
+
+    def _seek(self, purpose: str, draw: int, step: int) -> Callable[..., object]:
+        """Move the generator to the start of one stream; returns its normal sampler."""
+        address = (purpose, draw, step)
+        if address in self._used:
+            raise RuntimeError(
+                f"random numbers for purpose {purpose!r}, draw {draw}, step {step} were already used "
+                "in this search; draw ids must be serials that are never reused"
+            )
+        self._used.add(address)
+        state = self._philox.state
+        state["state"]["key"][:] = (self._key(purpose), draw)
+        state["state"]["counter"][:] = 0
+        state["state"]["counter"][_COUNTER_WORDS - 1] = step
+        state["buffer_pos"] = _COUNTER_WORDS  # nothing buffered
+        state["has_uint32"] = 0
+        self._philox.state = state
+        return self._generator.standard_normal
+
+    def _key(self, purpose: str) -> int:
+        """64-bit hash of seed, prompt and purpose."""
+        if purpose not in self._keys:
+            text = f"{self.seed}\x1f{self.prompt_key}\x1f{purpose}".encode()
+            digest = hashlib.blake2b(text, digest_size=8).digest()
+            self._keys[purpose] = int.from_bytes(digest, "little")
+        return self._keys[purpose]

@@ -1,0 +1,60 @@
+"""The trace of a run: what was decided at each step, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """Records of one search, in order; plain Python values, ready for JSON."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, **fields: Any) -> None:
+        """Append one record; tensors become lists."""
+        self.records.append({name: _plain(value) for name, value in fields.items()})
+
+    def column(self, name: str) -> list[Any]:
+        """Values of one field over the records that have it."""
+        return [r[name] for r in self.records if name in r]
+
+    def first_difference(self, other: Trace) -> dict[str, Any] | None:
+        """The first decision in which two runs differ, or None.
+
+        Decisions are ``ancestors`` and ``chosen``; scores that differ by rounding do not count.
+        """
+        for i, (a, b) in enumerate(zip(self.records, other.records, strict=False)):
+            for name in ("ancestors", "chosen"):
+                if a.get(name) != b.get(name):
+                    return {
+                        "record": i,
+                        "decision": name,
+                        "here": a.get(name),
+                        "there": b.get(name),
+                    }
+        if len(self.records) != len(other.records):
+            return {
+                "record": min(len(self.records), len(other.records)),
+                "decision": "length",
+                "here": len(self.records),
+                "there": len(other.records),
+            }
+        return None
+
+
+def correlation(a: Tensor, b: Tensor) -> float | None:
+    """Pearson correlation of two ``(n,)`` tensors; None where it is undefined."""
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if len(a) > 1 and norm > 0 else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist() if value.ndim else value.item()
+    return value
