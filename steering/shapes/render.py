@@ -1,0 +1,344 @@
+"""Pictures of scenes, drawn in batches by PyTorch on any device.
+
+Shapes come from signed distance functions, so that edges are anti-aliased. Objects never touch (at
+least `GAP` pixels stay between their bounding circles), sizes shrink with their number, and every
+picture has its own grey background, slight tilts and slight changes of colour.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.shapes.grammar import COLOURS, MAX_GROUPS, MAX_OBJECTS, RELATIONS, SHAPES, Scene
+
+SIZE = 64
+GAP = 3.0
+MARGIN = 1.5
+# The colours of COLOURS, red to pink, as RGB in [0, 1].
+PALETTE = (
+    (0.90, 0.12, 0.12),
+    (0.98, 0.55, 0.08),
+    (0.97, 0.92, 0.20),
+    (0.15, 0.72, 0.22),
+    (0.20, 0.85, 0.90),
+    (0.18, 0.30, 0.95),
+    (0.58, 0.18, 0.85),
+    (1.00, 0.55, 0.78),
+)
+_RADII = {1: (8.0, 13.0), 2: (8.0, 12.0), 3: (7.5, 10.5), 4: (7.0, 9.5), 5: (7.0, 9.0)}
+_TILT = math.radians(8)
+_COLOUR_JITTER = 0.04
+_BACKGROUND = (0.06, 0.16)
+# A relation is drawn clearly: the leading difference exceeds the other by this factor,
+# and this many pixels.
+_CLEAR_RATIO = 1.25
+_CLEAR_PIXELS = 6.0
+_PROPOSALS = 24
+_ROUNDS = 2000
+_SHUFFLES = 8
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Table:
+    """The objects of B pictures, as tensors; an absent object has group -1.
+
+    Attributes:
+        shape: (B, 5) indices into `SHAPES`.
+        colour: (B, 5) indices into `COLOURS`, -1 where the prompt leaves the colour open.
+        group: (B, 5) index of the object's group, or -1.
+        relations: (B, 2) index into `RELATIONS` of groups (0, 1) and of groups (1, 2), or -1.
+    """
+
+    shape: Tensor
+    colour: Tensor
+    group: Tensor
+    relations: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> "Table":
+        return Table(self.shape[rows], self.colour[rows], self.group[rows], self.relations[rows])
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+
+def render(scenes: Sequence[Scene], *, seed: int, device: str | torch.device = "cpu") -> Tensor:
+    """Draws one random picture of every scene.
+
+    Colours that a scene leaves open are drawn at random, object by object.
+
+    Args:
+        scenes: B scenes, e.g. from `parse`.
+        seed: Fixes everything, for the same scenes on the same kind of device.
+        device: Where to compute.
+
+    Returns:
+        (B, 3, 64, 64) float32 in [0, 1].
+
+    Raises:
+        TypeError: if an entry is not a `Scene`.
+        ValueError: if there is no scene.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    table = fill_colours(tabulate(scenes, device), generator)
+    centres, radii = place(table, generator)
+    return draw(table, centres, radii, generator)
+
+
+def tabulate(scenes: Sequence[Scene], device: str | torch.device = "cpu") -> Table:
+    """Writes scenes as tensors; raises as `render`."""
+    if len(scenes) == 0:
+        raise ValueError("nothing to draw: the list of scenes is empty")
+    rows = []
+    for scene in scenes:
+        if not isinstance(scene, Scene):
+            raise TypeError(
+                f"expected a Scene, got {type(scene).__name__}: {scene!r}; use parse(prompt)"
+            )
+        objects = [
+            (
+                SHAPES.index(group.shape),
+                -1 if group.colour is None else COLOURS.index(group.colour),
+                index,
+            )
+            for index, group in enumerate(scene.groups)
+            for _ in range(group.count)
+        ]
+        objects += [(0, 0, -1)] * (MAX_OBJECTS - len(objects))
+        words = [RELATIONS.index(relation.word) for relation in scene.relations]
+        rows.append(
+            [*(value for item in objects for value in item), *words, *[-1] * (2 - len(words))]
+        )
+    values = torch.tensor(rows, device=device)
+    objects_, relations = (
+        values[:, : 3 * MAX_OBJECTS].unflatten(1, (MAX_OBJECTS, 3)),
+        values[:, 3 * MAX_OBJECTS :],
+    )
+    shape, colour, group = objects_.unbind(-1)
+    return Table(shape, colour, group, relations)
+
+
+def fill_colours(table: Table, generator: torch.Generator) -> Table:
+    """Draws the colours left open, uniformly and object by object."""
+    drawn = torch.randint(
+        len(COLOURS),
+        table.colour.shape,
+        generator=generator,
+        device=table.colour.device,
+        dtype=torch.long,
+    )
+    return Table(
+        table.shape,
+        torch.where(table.colour < 0, drawn, table.colour),
+        table.group,
+        table.relations,
+    )
+
+
+def place(table: Table, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Finds centres and radii such that nothing touches and every relation clearly holds.
+
+    Returns:
+        centres (B, 5, 2) as (x, y) in pixels, y downwards, and bounding radii (B, 5) in pixels.
+
+    Raises:
+        RuntimeError: if some picture cannot be laid out (never seen with scenes of the grammar).
+    """
+    device, present = table.shape.device, table.group >= 0
+    low, high = torch.tensor([(0.0, 0.0), *_RADII.values()], device=device)[present.sum(1)].unbind(
+        1
+    )
+    centres = torch.zeros(len(table), MAX_OBJECTS, 2, device=device)
+    radii = torch.zeros(len(table), MAX_OBJECTS, device=device)
+    todo = torch.arange(len(table), device=device)
+    for _ in range(_ROUNDS):
+        spread = torch.rand(len(todo), MAX_OBJECTS, generator=generator, device=device)
+        r = low[todo, None] + (high - low)[todo, None] * spread
+        c, free = _throw(r, present[todo], generator)
+        c, r, related = _arrange(c, r, table[todo], generator)
+        valid = free & related
+        done = todo[valid]
+        centres[done], radii[done] = c[valid], r[valid]
+        todo = todo[~valid]
+        if len(todo) == 0:
+            return centres, radii
+    raise RuntimeError(
+        f"found no layout for {len(todo)} of {len(table)} pictures in {_ROUNDS} rounds"
+    )
+
+
+def _throw(radii: Tensor, present: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places objects one by one at the first of some random points that is free; (centres, success)."""
+    batch, device = len(radii), radii.device
+    centres = torch.zeros(batch, MAX_OBJECTS, 2, device=device)
+    success = torch.ones(batch, dtype=torch.bool, device=device)
+    for i in range(MAX_OBJECTS):
+        reach = (SIZE / 2 - MARGIN - radii[:, i])[:, None, None]
+        points = torch.rand(batch, _PROPOSALS, 2, generator=generator, device=device)
+        points = SIZE / 2 + (2 * points - 1) * reach
+        distance = (points[:, :, None] - centres[:, None, :i]).norm(dim=-1)
+        needed = radii[:, None, :i] + radii[:, i, None, None] + GAP
+        free = ((distance >= needed) | ~present[:, None, :i]).all(-1)
+        first = free.int().argmax(1)
+        centres[:, i] = points[torch.arange(batch, device=device), first]
+        success &= free.any(1) | ~present[:, i]
+    return centres, success
+
+
+def group_centres(centres: Tensor, group: Tensor) -> Tensor:
+    """(B, 3, 2) mean centre of every group, from (B, 5, 2) centres and (B, 5) group indices."""
+    member = (group[:, None] == torch.arange(MAX_GROUPS, device=group.device)[:, None]).to(
+        centres.dtype
+    )
+    return member @ centres / member.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _arrange(
+    centres: Tensor, radii: Tensor, table: Table, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shuffles which object lies where until the relations hold; (centres, radii, success)."""
+    for _ in range(_SHUFFLES):
+        turned = _turn(centres, table)
+        related = _related(turned, table)
+        keys = torch.rand(radii.shape, generator=generator, device=radii.device)
+        # Absent objects stay at the end, arrangements that succeeded stay as they are.
+        order = torch.where(related[:, None], 0.0, keys).masked_fill(table.group < 0, 2.0)
+        order = order.argsort(dim=1, stable=True)
+        centres = turned.gather(1, order[:, :, None].expand_as(turned))
+        radii = radii.gather(1, order)
+    return centres, radii, _related(centres, table)
+
+
+def _turn(centres: Tensor, table: Table) -> Tensor:
+    """Rotates layouts by quarter turns until the first relation holds, which spares most rejections."""
+    means = group_centres(centres, table.group)
+    dx, dy = (means[:, 1] - means[:, 0]).unbind(-1)
+    # Quarter turns (x, y) -> (-y, x), counted from "reference to the right of the subject".
+    has = torch.where(dx.abs() > dy.abs(), torch.where(dx > 0, 0, 2), torch.where(dy > 0, 1, 3))
+    wants = torch.tensor([0, 2, 1, 3, 0], device=centres.device)[table.relations[:, 0]]
+    turns = torch.where(table.relations[:, 0] < 0, 0, (wants - has) % 4)
+    offset = centres - SIZE / 2
+    x, y = offset.unbind(-1)
+    options = torch.stack([offset, torch.stack([-y, x], -1), -offset, torch.stack([y, -x], -1)])
+    return options[turns, torch.arange(len(turns), device=turns.device)] + SIZE / 2
+
+
+def _related(centres: Tensor, table: Table) -> Tensor:
+    """(B,) whether every relation of the table clearly holds."""
+    means = group_centres(centres, table.group)
+    result = torch.ones(len(table), dtype=torch.bool, device=centres.device)
+    for index in range(2):
+        word = table.relations[:, index]
+        dx, dy = (means[:, index + 1] - means[:, index]).unbind(-1)
+        ahead = torch.stack([dx, -dx, dy, -dy, dx], -1).gather(1, (word % 5)[:, None])[:, 0]
+        across = torch.where(word < 2, dy.abs(), dx.abs())
+        result &= (word < 0) | ((ahead > _CLEAR_PIXELS) & (ahead > _CLEAR_RATIO * across))
+    return result
+
+
+def draw(table: Table, centres: Tensor, radii: Tensor, generator: torch.Generator) -> Tensor:
+    """Paints objects at given places.
+
+    Args:
+        table: B rows without open colours.
+        centres: (B, 5, 2) in pixels.
+        radii: (B, 5) in pixels.
+        generator: For background, tilt and change of colour.
+
+    Returns:
+        (B, 3, 64, 64) float32 in [0, 1].
+    """
+    device, batch = centres.device, len(table)
+    low, high = _BACKGROUND
+    grey = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=generator, device=device)
+    tilt = _TILT * (2 * torch.rand(batch, MAX_OBJECTS, generator=generator, device=device) - 1)
+    jitter = 2 * torch.rand(batch, MAX_OBJECTS, 3, generator=generator, device=device) - 1
+    paint = (torch.tensor(PALETTE, device=device)[table.colour] + _COLOUR_JITTER * jitter).clamp(
+        0, 1
+    )
+    images = grey.repeat(1, 3, SIZE, SIZE)
+    for start in range(0, batch, _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        chunk, part = images[rows], table[rows]
+        for index in range(len(SHAPES)):
+            row, slot = torch.nonzero((part.shape == index) & (part.group >= 0), as_tuple=True)
+            if len(row) > 0:
+                cover = coverage(
+                    index, centres[rows][row, slot], radii[rows][row, slot], tilt[rows][row, slot]
+                )
+                contrast = paint[rows][row, slot] - grey[rows][row, :, 0, 0]
+                chunk.index_add_(0, row, cover[:, None] * contrast[:, :, None, None])
+    return images.clamp_(0, 1)
+
+
+def coverage(shape: int, centres: Tensor, radii: Tensor, tilt: Tensor) -> Tensor:
+    """Share of every pixel that a shape covers.
+
+    Args:
+        shape: Index into `SHAPES`.
+        centres: (N, 2) in pixels.
+        radii: (N,) in pixels.
+        tilt: (N,) in radians.
+
+    Returns:
+        (N, 64, 64) in [0, 1].
+    """
+    axis = torch.arange(SIZE, device=centres.device) + 0.5
+    dx = axis[None, None, :] - centres[:, 0, None, None]
+    dy = axis[None, :, None] - centres[:, 1, None, None]
+    cos, sin, r = (value[:, None, None] for value in (tilt.cos(), tilt.sin(), radii))
+    distance = _DISTANCES[shape]((cos * dx + sin * dy) / r, (cos * dy - sin * dx) / r)
+    return (0.5 - distance * r).clamp(0, 1)
+
+
+# Signed distances in units of the bounding radius, negative inside, y downwards.
+
+
+def _circle(x: Tensor, y: Tensor) -> Tensor:
+    return torch.hypot(x, y) - 0.92
+
+
+def _ring(x: Tensor, y: Tensor) -> Tensor:
+    return (torch.hypot(x, y) - 0.72).abs() - 0.22
+
+
+def _square(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(x.abs(), y.abs()) - 0.7
+
+
+def _diamond(x: Tensor, y: Tensor) -> Tensor:
+    return (x.abs() + y.abs() - 0.98) / math.sqrt(2)
+
+
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(y, math.sqrt(0.75) * x.abs() - 0.5 * y) - 0.5
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.abs(), y.abs()
+    return torch.minimum(torch.maximum(x - 0.3, y - 0.92), torch.maximum(y - 0.3, x - 0.92))
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    # Fold the plane onto half a spike, then take the distance from the line tip - notch.
+    sector = 2 * math.pi / 5
+    angle = torch.atan2(x, -y)
+    angle = (angle - sector * torch.round(angle / sector)).abs()
+    radius, notch = torch.hypot(x, y), 0.45
+    u, v = radius * angle.cos(), radius * angle.sin()
+    edge = (notch * math.cos(sector / 2) - 1, notch * math.sin(sector / 2))
+    return ((u - 1) * edge[1] - v * edge[0]) / math.hypot(*edge)
+
+
+_DISTANCES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    _circle,
+    _ring,
+    _square,
+    _diamond,
+    _triangle,
+    _cross,
+    _star,
+)
