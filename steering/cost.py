@@ -25,7 +25,13 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Cost(
+            self.nfe + other.nfe,
+            self.decodes + other.decodes,
+            self.reward_calls + other.reward_calls,
+            self.backwards + other.backwards,
+            self.seconds + other.seconds,
+        )
 
     def __mul__(self, factor: float) -> Cost:
         return Cost(*(getattr(self, f.name) * factor for f in fields(self)))
@@ -55,6 +61,11 @@ class Budget:
                     f"budget.{f.name} must be positive or None (no limit), got {limit}"
                 )
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing is limited."""
+        return self == _UNLIMITED
+
     def exceeded_by(self, cost: Cost) -> str | None:
         """Name of the first part in which ``cost`` is over the limit, or None."""
         for f in fields(self):
@@ -74,12 +85,17 @@ class Budget:
         return max(fits, 0)
 
 
+_UNLIMITED = Budget()
+
+
 @dataclass
 class Usage:
     """What a run or a search spent, as the engine counted it.
 
-    Beyond :class:`Cost`: ``passes`` are network passes (guidance included), ``padding`` rows added
-    to fill a bucket (no NFE), and the seconds spent inside each kind of model call.
+    Beyond :class:`Cost`: ``renders`` are final media by the pipeline's own tail; ``held_out_*`` is
+    what judging the chosen candidates cost; ``passes`` are network passes (guidance included);
+    ``padding`` are rows added to fill a bucket (no NFE); ``seconds_*`` is the time inside each kind
+    of model call.
     """
 
     nfe: int = 0
@@ -87,6 +103,8 @@ class Usage:
     reward_calls: int = 0
     backwards: int = 0
     renders: int = 0
+    held_out_decodes: int = 0
+    held_out_calls: int = 0
     passes: int = 0
     padding: int = 0
     seconds: float = 0.0

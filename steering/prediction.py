@@ -26,12 +26,10 @@ class Posterior:
     Attributes:
         x_0: predicted clean state ``(n, *shape)``.
         eps: predicted noise ``(n, *shape)``.
-        x_t: the rows as the graph's leaf, where gradients were asked for; else None.
     """
 
     x_0: Tensor
     eps: Tensor
-    x_t: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Posterior:
         """The chosen rows, so that resampling is ``posterior[ancestors]``."""

@@ -20,8 +20,8 @@ class Denoise:
     Attributes:
         x_t: rows ``(n, *shape)``.
         time: noise level of all rows, or of each.
-        keep_graph: keep the autograd graph, so that a later Score can return gradients. A tensor
-            that is no part of a graph becomes its leaf, answered as ``posterior.x_t``.
+        keep_graph: keep the autograd graph, so that a later Score can return gradients. If ``x_t``
+            is no part of a graph yet it becomes its leaf (``requires_grad`` is set on it).
     """
 
     x_t: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -102,7 +102,6 @@ class Problem:
     usage: Usage
     initial_std: float = 1.0
     given: Tensor | None = None
-    clock: Callable[[], float] = lambda: 0.0
 
     def initial(self, draws: Sequence[int]) -> Tensor:
         """States at ``grid[0]`` for these draw ids, ``(len(draws), *shape)``."""
@@ -121,15 +120,14 @@ class Problem:
 
     def affords(self, cost: Cost, *, holding_back: Cost | None = None) -> bool:
         """Whether ``cost`` still fits the budget beside what is held back to finish a candidate."""
-        spent = self.usage.cost
-        elapsed = Cost(seconds=self.clock() - spent.seconds)
-        return (
-            self.facts.budget.exceeded_by(spent + elapsed + cost + (holding_back or Cost())) is None
-        )
+        if self.facts.budget.unlimited:
+            return True
+        total = self.usage.cost + cost + (holding_back or Cost())
+        return self.facts.budget.exceeded_by(total) is None
 
     def seconds_for(self, nfe: float) -> float:
         """Seconds that this many denoiser rows will take, from those spent so far."""
-        return nfe * self.clock() / self.usage.nfe if self.usage.nfe else 0.0
+        return nfe * self.usage.seconds / self.usage.nfe if self.usage.nfe else 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,10 @@ class Time:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not (self.alpha >= 0 and self.sigma >= 0 and self.alpha + self.sigma > 0):
+        if not (self.alpha >= 0 and self.sigma >= 0 and 0 < self.alpha + self.sigma < math.inf):
             raise ValueError(
-                f"a time needs alpha >= 0 and sigma >= 0, not both 0; got alpha={self.alpha}, "
-                f"sigma={self.sigma}"
+                "a time needs finite alpha >= 0 and sigma >= 0, not both 0; got "
+                f"alpha={self.alpha}, sigma={self.sigma}"
             )
 
     @property
@@ -90,7 +90,8 @@ def coefficients(
         like: state ``(n, *shape)`` whose device, dtype and rank the result follows.
 
     Returns:
-        ``(alpha, sigma)``: floats for a single time, else tensors ``(n, 1, ...)``.
+        ``(alpha, sigma)``: floats for a single time, else tensors ``(n, 1, ...)``, even if all times
+        are equal: a row must not change by a bit because its neighbours are at other times.
 
     Raises:
         ValueError: when the number of times is not the number of rows.
@@ -101,8 +102,6 @@ def coefficients(
         raise ValueError(
             f"{len(times)} times for {like.shape[0]} rows; give one time, or one a row"
         )
-    if len(set(times)) == 1:
-        return times[0].alpha, times[0].sigma
     return column([t.alpha for t in times], like), column([t.sigma for t in times], like)
 
 

@@ -1,0 +1,61 @@
+"""Feynman-Kac potentials on intermediate rewards, in log space.
+
+All of them apply ``exp(lambda r(x_0))`` in total: what was applied on the way is divided out at the
+end, with the reward of the finished sample itself. Source: Singhal et al. 2025 (2501.06848).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PotentialName = Literal["difference", "max", "sum"]
+
+
+@dataclass(frozen=True, eq=False)
+class Potential:
+    """Memory of one potential, a row a particle; indexing re-indexes after resampling.
+
+    Attributes:
+        name: ``"difference"``: G_t = exp lambda (r_t - r_before), which telescopes; ``"max"``:
+            G_t = exp lambda max of the rewards so far; ``"sum"``: G_t = exp lambda sum of them.
+        statistic: running maximum or sum of rewards, float64 ``(k,)``.
+        applied: log of the product of all potentials so far, ``(k,)``.
+    """
+
+    name: PotentialName
+    statistic: Tensor
+    applied: Tensor
+
+    @classmethod
+    def start(cls, name: PotentialName, k: int) -> Potential:
+        """Before the first reward."""
+        zero = torch.zeros(k, dtype=torch.float64)
+        lowest = torch.full_like(zero, -torch.inf)
+        return cls(name, lowest if name == "max" else zero, zero)
+
+    def __getitem__(self, rows: Tensor) -> Potential:
+        return Potential(self.name, self.statistic[rows], self.applied[rows])
+
+    def step(self, reward: Tensor, lam: float) -> tuple[Tensor, Potential]:
+        """Log-potential of the next intermediate reward ``(k,)``, and the memory after it."""
+        if self.name == "difference":
+            log_g = _less(lam * reward, self.applied)
+            return log_g, Potential(self.name, reward, lam * reward)
+        statistic = (
+            torch.maximum(self.statistic, reward) if self.name == "max" else self.statistic + reward
+        )
+        log_g = lam * statistic
+        return log_g, Potential(self.name, statistic, self.applied + log_g)
+
+    def last(self, reward: Tensor, lam: float) -> Tensor:
+        """Terminal correction ``(k,)``: lambda r(x_0) less all that was applied."""
+        return _less(lam * reward, self.applied)
+
+
+def _less(target: Tensor, applied: Tensor) -> Tensor:
+    """``target - applied``; a particle that already has weight zero stays there."""
+    return torch.where(torch.isneginf(applied), torch.zeros_like(target), target - applied)

@@ -1,0 +1,280 @@
+"""Answers to requests: the only code that calls denoiser, decoder and reward, and counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steering.batching import Batch, Rows
+from steering.cost import Usage
+from steering.live import Live, Report
+from steering.model import Stage
+from steering.prediction import Posterior
+from steering.requests import Denoise, Render, Score, Scores
+from steering.reward import Reward
+from steering.times import Time
+
+if TYPE_CHECKING:
+    from steering.engine import Engine
+
+
+class BadReward(ValueError):
+    """A reward returned the wrong shape, or a number that is none."""
+
+
+class Calls:
+    """Serves requests of one kind for several searches at once.
+
+    Args:
+        engine: owner of model, rewards, packer and stopwatch.
+        non_finite: ``"error"`` or ``"zero_weight"``, see :class:`steering.engine.Engine`.
+    """
+
+    def __init__(self, engine: Engine, non_finite: str) -> None:
+        self._model = engine.model
+        self._reward = engine.reward
+        self._held_out = engine.held_out
+        self._packer = engine.packer
+        self._stopwatch = engine.stopwatch
+        self._zero_weight = non_finite == "zero_weight"
+
+    def answer(self, waiting: Sequence[Live]) -> list[Any]:
+        """Answers in order; an exception in place of an answer fails that search alone."""
+        request = waiting[0].request
+        if isinstance(request, Denoise):
+            return self._grouped(waiting, lambda r: r.keep_graph, self._denoise)
+        if isinstance(request, Score):
+            key = lambda r: (r.stage, r.grad_to is not None)  # noqa: E731
+            return self._grouped(waiting, key, self._score)
+        return [
+            self._render(w) if isinstance(w.request, Render) else self._report(w) for w in waiting
+        ]
+
+    def _grouped(
+        self,
+        waiting: Sequence[Live],
+        key: Callable[[Any], Hashable],
+        serve: Callable[[list[Live]], list[Any]],
+    ) -> list[Any]:
+        """Serve together what may share a call: equal options, equal conditioning shapes."""
+        groups: dict[Hashable, list[int]] = {}
+        for i, live in enumerate(waiting):
+            signature = getattr(live.job.conditioning, "signature", None)
+            groups.setdefault((key(live.request), signature), []).append(i)
+        answers: list[Any] = [None] * len(waiting)
+        for members in groups.values():
+            for i, answer in zip(members, serve([waiting[i] for i in members]), strict=True):
+                answers[i] = answer
+        return answers
+
+    # ---- denoise
+
+    def _denoise(self, waiting: list[Live]) -> list[Posterior]:
+        requests = [_denoise_request(live) for live in waiting]
+        keep_graph = requests[0].keep_graph
+        rows = []
+        for live, request in zip(waiting, requests, strict=True):
+            if keep_graph and not request.x_t.requires_grad:
+                request.x_t.requires_grad_()
+            n = len(request.x_t)
+            times = [request.time] * n if isinstance(request.time, Time) else request.time
+            rows.append(Rows(request.x_t, live.usage, (times, [live.job.conditioning] * n)))
+        with torch.set_grad_enabled(keep_graph):
+            parts = self._packer.map("denoise", self._denoise_batch, rows)
+            if keep_graph:
+                parts = [
+                    _CountBackward.apply(x_0, eps, live.usage)
+                    for (x_0, eps), live in zip(parts, waiting, strict=True)
+                ]
+        return [Posterior(x_0, eps) for x_0, eps in parts]
+
+    def _denoise_batch(self, batch: Batch) -> tuple[Tensor, ...]:
+        times, handles = batch.extras
+        with self._stopwatch("denoise", batch.payers):
+            posterior = self._model.denoise(batch.x, times, handles)
+        passes = self._model.passes
+        for usage, n in batch.payers:
+            usage.nfe += n
+            usage.passes += n * passes
+        batch.payers[0][0].padding += batch.padding
+        return posterior.x_0, posterior.eps
+
+    # ---- score
+
+    def _score(self, waiting: list[Live]) -> list[Scores | Exception]:
+        requests = [_score_request(live) for live in waiting]
+        wants_grad, stage = requests[0].grad_to is not None, requests[0].stage
+        rewards = {self._reward.name: self._reward}
+        rows = [
+            self._score_rows(live, request.x_0, rewards)
+            for live, request in zip(waiting, requests, strict=True)
+        ]
+        names: list[str] = []
+        parts = self._packer.map(
+            "score", lambda b: self._score_batch(b, stage, rewards, names, wants_grad), rows
+        )
+        columns = self._to_host([part[0] for part in parts])
+        grads: list[Tensor | None] = [None] * len(waiting)
+        if wants_grad:
+            grads = self._backward(waiting, requests, [part[1] for part in parts])
+        return [
+            self._scores(live, names, table, grad)
+            for live, table, grad in zip(waiting, columns, grads, strict=True)
+        ]
+
+    def _score_rows(self, live: Live, x_0: Tensor, rewards: Mapping[str, Reward]) -> Rows:
+        features = [{name: live.features[name] for name in rewards}] * len(x_0)
+        handles = [live.job.conditioning] * len(x_0)
+        return Rows(x_0.detach(), live.usage, (handles, features))
+
+    def _score_batch(
+        self,
+        batch: Batch,
+        stage: Stage,
+        rewards: Mapping[str, Reward],
+        names: list[str],
+        wants_grad: bool,
+    ) -> tuple[Tensor, ...]:
+        """Decode once, score by each reward; a table ``(B, columns)`` and maybe the gradient."""
+        handles, features = batch.extras
+        x_0 = batch.x.requires_grad_() if wants_grad else batch.x
+        with torch.set_grad_enabled(wants_grad):
+            with self._stopwatch("decode", batch.payers):
+                media = self._model.decode(x_0, handles, stage)
+            with self._stopwatch("reward", batch.payers):
+                columns: dict[str, Tensor] = {}
+                for name, reward in rewards.items():
+                    columns |= _columns(reward, media, [f[name] for f in features])
+        names[:] = list(columns)
+        table = torch.stack([c.detach().double() for c in columns.values()], 1)
+        grad: tuple[Tensor, ...] = ()
+        if wants_grad:
+            with self._stopwatch("backward", batch.payers):
+                grad = torch.autograd.grad(columns[self._reward.name].sum(), x_0)
+        calls = sum(reward.calls_per_row for reward in rewards.values())
+        for usage, n in batch.payers:
+            usage.decodes += n
+            usage.reward_calls += n * calls
+        batch.payers[0][0].padding += batch.padding
+        return table, *grad
+
+    def _to_host(self, tables: Sequence[Tensor]) -> list[Tensor]:
+        """One transfer for all searches of the turn."""
+        joined = torch.cat(list(tables)).cpu()
+        return list(torch.split(joined, [len(t) for t in tables]))
+
+    def _backward(
+        self, waiting: list[Live], requests: list[Score], grads: list[Tensor]
+    ) -> list[Tensor | None]:
+        """Carry d reward / d x_0 on to what was asked for, once through each shared graph."""
+        deep = [i for i, r in enumerate(requests) if r.grad_to is not r.x_0]
+        answers: list[Tensor | None] = list(grads)
+        if not deep:
+            return answers
+        targets = [requests[i].grad_to for i in deep]
+        payers = [(waiting[i].usage, len(requests[i].x_0)) for i in deep]
+        with self._stopwatch("backward", payers):
+            found = torch.autograd.grad(
+                [requests[i].x_0 for i in deep],
+                targets,  # type: ignore[arg-type]
+                [grads[i] for i in deep],
+                retain_graph=True,  # another search may still need its share of the graph
+                allow_unused=True,
+            )
+        for i, grad in zip(deep, found, strict=True):
+            if grad is None:
+                raise ValueError(
+                    "x_0 does not depend on the tensor that the gradient was asked for; set "
+                    "keep_graph on the Denoise or Rollout before the Score"
+                )
+            answers[i] = grad
+        return answers
+
+    def _scores(
+        self, live: Live, names: list[str], table: Tensor, grad: Tensor | None
+    ) -> Scores | Exception:
+        finite = torch.isfinite(table).all(1)
+        if not finite.all():
+            bad = int(torch.nonzero(~finite)[0])
+            column = int(torch.nonzero(~torch.isfinite(table[bad]))[0])
+            value = float(table[bad, column])
+            if not self._zero_weight or value == float("inf"):
+                return BadReward(
+                    f"reward {names[column]!r} is {value} for candidate {bad}; mend the reward, or "
+                    "pass non_finite='zero_weight' to treat such candidates as impossible"
+                )
+            table = table.clone()
+            table[~finite, names.index(self._reward.name)] = float("-inf")
+        columns = {name: table[:, i] for i, name in enumerate(names)}
+        return Scores(columns[self._reward.name], columns, grad)
+
+    # ---- the end of a search
+
+    def _render(self, live: Live) -> list[Any]:
+        request = live.request
+        assert isinstance(request, Render)
+        live.usage.renders += len(request.x_0)
+        return self._model.render(request.x_0, [live.job.conditioning] * len(request.x_0))
+
+    def _report(self, live: Live) -> dict[str, list[float]]:
+        """Held-out rewards of finished rows; outside the budget, counted apart."""
+        request = live.request
+        assert isinstance(request, Report)
+        names: list[str] = []
+        apart = Usage()
+        rows = self._score_rows(live, request.x_0, self._held_out)
+        rows = Rows(rows.x, apart, rows.extras)
+        [(table,)] = self._packer.map(
+            "score",
+            lambda b: self._score_batch(b, Stage.FINAL, self._held_out, names, False),
+            [rows],
+        )
+        live.usage.held_out_decodes += apart.decodes
+        live.usage.held_out_calls += apart.reward_calls
+        return {name: table[:, i].tolist() for i, name in enumerate(names)}
+
+
+class _CountBackward(torch.autograd.Function):
+    """Identity that counts the rows through which a gradient is taken."""
+
+    @staticmethod
+    def forward(ctx: Any, x_0: Tensor, eps: Tensor, usage: Usage) -> tuple[Tensor, Tensor]:
+        ctx.usage = usage
+        return x_0.view_as(x_0), eps.view_as(eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad_x_0: Tensor, grad_eps: Tensor) -> tuple[Tensor, Tensor, None]:
+        ctx.usage.backwards += len(grad_x_0)
+        return grad_x_0, grad_eps, None
+
+
+def _columns(reward: Reward, media: Tensor, features: list[Any]) -> dict[str, Tensor]:
+    """Named columns of one reward, checked for shape."""
+    out = reward(media, features)
+    columns = dict(out) if isinstance(out, Mapping) else {reward.name: out}
+    for name, column in columns.items():
+        shape = tuple(column.shape) if isinstance(column, Tensor) else type(column).__name__
+        if shape != (len(media),):
+            raise BadReward(
+                f"reward {name!r} returned {shape} for {len(media)} media; it must return one number "
+                f"a row, a tensor of shape ({len(media)},)"
+            )
+    if reward.name not in columns:
+        raise BadReward(
+            f"reward {reward.name!r} returned the columns {list(columns)} but none of its own name, "
+            "which is the total that is searched"
+        )
+    return columns
+
+
+def _denoise_request(live: Live) -> Denoise:
+    assert isinstance(live.request, Denoise)
+    return live.request
+
+
+def _score_request(live: Live) -> Score:
+    assert isinstance(live.request, Score)
+    return live.request

@@ -1,0 +1,249 @@
+"""The engine: many searches at once, their rows fused into full batches.
+
+It is the only caller of denoiser, decoder and reward, so it alone counts. Each turn it collects what
+the live searches ask for, packs rows of all of them (other prompts, other times) into micro-batches,
+runs them, and hands the results back. A finished search makes room for the next prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from steering.batching import Packer, Stopwatch, charge
+from steering.calls import Calls
+from steering.cost import Usage
+from steering.live import Job, JobResult, Live, new_problem
+from steering.model import Abilities, Meaning, Model
+from steering.requests import Denoise, Render, Score
+from steering.reward import Reward
+from steering.search import Needs
+
+
+class MissingAbility(ValueError):
+    """A search needs what the model or the reward cannot do."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress callback is told after each turn.
+
+    Attributes:
+        finished: prompts done.
+        live: searches in flight.
+        usage: spent so far by the whole run.
+        best: best total reward of the last finished prompt, or None.
+    """
+
+    finished: int
+    live: int
+    usage: Usage
+    best: float | None
+
+
+class Engine:
+    """Runs searches against one model and one reward.
+
+    Args:
+        model: denoiser and decoder.
+        reward: what is searched.
+        held_out: rewards by name that judge the chosen candidates and are never searched on.
+        batch_size: most rows a model call; halved when memory runs out. None: 16 on a CPU, 32 else.
+        deterministic: pad every call to ``bucket`` rows, pin the threads, and switch off what makes a
+            row depend on its place in the batch, so that results are bit-identical for any packing,
+            process and order on one device and version.
+        bucket: rows of every call in deterministic mode.
+        threads: CPU threads in deterministic mode.
+        non_finite: what a NaN or infinite reward means: ``"error"``, or ``"zero_weight"``: minus
+            infinity, so that the candidate is never chosen.
+        on_progress: called after each turn.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        reward: Reward,
+        *,
+        held_out: Mapping[str, Reward] | None = None,
+        batch_size: int | None = None,
+        deterministic: bool = False,
+        bucket: int = 16,
+        threads: int = 1,
+        non_finite: str = "error",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
+        if bucket < 1:
+            raise ValueError(f"bucket must be at least 1 row, got {bucket}")
+        if non_finite not in ("error", "zero_weight"):
+            raise ValueError(f"non_finite must be 'error' or 'zero_weight', got {non_finite!r}")
+        self.model, self.reward, self.held_out = model, reward, dict(held_out or {})
+        self.deterministic, self.threads = deterministic, threads
+        cap = batch_size or (16 if model.device.type == "cpu" else 32)
+        self.packer = Packer(cap, bucket if deterministic else None, self._shrunk)
+        self.stopwatch = Stopwatch(model.device)
+        self.on_progress = on_progress
+        self.usage = Usage()
+        self._calls = Calls(self, non_finite)
+        self._live: list[Live] = []
+
+    def check(self, needs: Needs, search: str) -> None:
+        """Refuse a search that needs what is missing, before anything runs.
+
+        Raises:
+            MissingAbility: names the search, the ability, and who lacks it.
+        """
+        check_abilities(needs, search, self.model.abilities, self.reward)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
+        """Run the jobs; yields each result as it finishes, failed ones included.
+
+        Raises:
+            MissingAbility: before anything runs.
+            BudgetTooSmall: before anything runs.
+        """
+        queue = deque(jobs)
+        for job in queue:
+            self.check(job.search.needs, type(job.search).__name__)
+            job.search.plan(new_problem(job, self.model, self.reward.calls_per_row).facts)
+        finished = 0
+        try:
+            while queue or self._live:
+                for result in self._turn(queue):
+                    finished += 1
+                    yield result
+                    self._progress(finished, result)
+                self._progress(finished, None)
+        finally:
+            self._live.clear()
+
+    def _turn(self, queue: deque[Job]) -> list[JobResult]:
+        """Admit, serve everything that is asked for, and collect what finished."""
+        with torch.no_grad(), self._backend():
+            start = time.perf_counter()
+            self._admit(queue)
+            asked = [live for live in self._live if live.request is not None]
+            rows = [(live.usage, _rows(live.request)) for live in asked]
+            for kind in (Denoise, Score, Render, object):
+                waiting = [live for live in asked if _kind(live.request) is kind]
+                if waiting:
+                    self._serve(waiting)
+            self.stopwatch.settle(wait=not self._live)
+            charge(rows, "seconds", time.perf_counter() - start)
+        done = [live for live in self._live if live.result is not None]
+        self._live = [live for live in self._live if live.result is None]
+        if done:
+            self.stopwatch.settle(wait=True)
+        return [self._account(live.result) for live in done if live.result is not None]
+
+    def _admit(self, queue: deque[Job]) -> None:
+        """Start searches until the rows that wait fill a call."""
+        size = self.packer.bucket or self.packer.cap
+        while queue and sum(_rows(live.request) for live in self._live) < size:
+            job = queue.popleft()
+            problem = new_problem(job, self.model, self.reward.calls_per_row)
+            rewards = {self.reward.name: self.reward}
+            live = Live(job, problem, self.model, rewards, self.held_out)
+            live.advance()
+            self._live.append(live)
+
+    def _serve(self, waiting: Sequence[Live]) -> None:
+        """Answer requests of one kind; a failure in a fused call is traced to whose it is."""
+        try:
+            answers = self._calls.answer(waiting)
+        except Exception as error:  # noqa: BLE001 - rewards and models may raise anything
+            if len(waiting) == 1:
+                waiting[0].fail(error)
+                return
+            for live in waiting:
+                self._serve([live])
+            return
+        for live, answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, Exception):
+                live.fail(answer)
+            else:
+                live.advance(answer)
+
+    def _account(self, result: JobResult) -> JobResult:
+        self.usage.add(result.usage)
+        return result
+
+    def _progress(self, finished: int, result: JobResult | None) -> None:
+        if self.on_progress is None:
+            return
+        usage = Usage()
+        usage.add(self.usage)
+        for live in self._live:
+            usage.add(live.usage)
+        best = None
+        if result is not None and result.outcome is not None:
+            best = float(result.outcome.scores.total.max())
+        self.on_progress(Progress(finished, len(self._live), usage, best))
+
+    def _shrunk(self, kind: str, before: int, after: int) -> None:
+        for live in self._live:
+            live.problem.trace.record(event="out of memory", call=kind, rows=before, retry=after)
+
+    @contextlib.contextmanager
+    def _backend(self) -> Iterator[None]:
+        """In deterministic mode, the settings under which a row does not depend on its batch."""
+        if not self.deterministic:
+            yield
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Reward) -> None:
+    """Refuse a search that needs what the model or the reward cannot do.
+
+    Raises:
+        MissingAbility: names the search, the ability and who lacks it.
+    """
+    lacking = [
+        (needs.gradients and not abilities.gradients, "gradients through the decoder", "the model"),
+        (
+            needs.gradients and not reward.differentiable,
+            "a differentiable reward",
+            f"the reward {reward.name!r}",
+        ),
+        (needs.time_per_row and not abilities.time_per_row, "a time per row", "the model"),
+        (needs.any_order and not abilities.any_order, "times in any order", "the model"),
+        (needs.any_rows and not abilities.any_rows, "any number of rows", "the model"),
+        (
+            needs.posterior_mean and abilities.meaning is not Meaning.POSTERIOR_MEAN,
+            "a denoiser that predicts the posterior mean",
+            f"the model (its x_0 is a {abilities.meaning.value})",
+        ),
+    ]
+    for missing, what, who in lacking:
+        if missing:
+            raise MissingAbility(f"{search} needs {what}, which {who} does not offer")
+
+
+def _kind(request: Any) -> type:
+    for kind in (Denoise, Score, Render):
+        if isinstance(request, kind):
+            return kind
+    return object
+
+
+def _rows(request: Any) -> int:
+    if request is None:
+        return 0
+    return len(request.x_t if isinstance(request, Denoise) else request.x_0)

@@ -1,0 +1,215 @@
+"""One search in flight: its generator, what it waits for, and what it has spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steering.cost import Budget, Cost, Usage
+from steering.model import Model
+from steering.requests import Denoise, Render, Request, Rollout, Score
+from steering.reward import Item, Reward
+from steering.rollout import rollout
+from steering.search import Facts, Outcome, Problem, Search
+from steering.streams import Streams
+from steering.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One prompt to search for.
+
+    Attributes:
+        item: the prompt and what rewards may know of it.
+        key: its key for random numbers, see :func:`steering.streams.prompt_keys`.
+        search: the search to run.
+        conditioning: the model's handle for the prompt.
+        seed: seed of the run.
+        lam: lambda in raw reward units.
+        budget: the most that this prompt may cost.
+    """
+
+    item: Item
+    key: str
+    search: Search
+    conditioning: Any = None
+    seed: int = 0
+    lam: float = 1.0
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(eq=False)
+class JobResult:
+    """What became of a job.
+
+    Attributes:
+        job: the job.
+        outcome: what the search returned; None if it failed.
+        media: final media of the chosen rows, by the pipeline's own tail.
+        held_out: rewards of the chosen rows that were never searched on, name to list.
+        usage: what it spent.
+        trace: what it decided.
+        error: why it failed; None if it did not.
+    """
+
+    job: Job
+    outcome: Outcome | None
+    media: list[Any]
+    held_out: dict[str, list[float]]
+    usage: Usage
+    trace: Trace
+    error: Exception | None = None
+
+
+class SearchFailed(RuntimeError):
+    """A search raised; the message names its prompt. ``__cause__`` is the original error."""
+
+
+class BudgetExceeded(RuntimeError):
+    """A search asked for more than its budget allows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Internal: held-out rewards of finished rows ``(n, *shape)``."""
+
+    x_0: Any
+
+
+class Live:
+    """A running search, advanced by the engine one request at a time.
+
+    Args:
+        job: what to run.
+        problem: the problem it is given.
+        model: for roll-outs by the pipeline's own scheduler.
+        rewards: what is searched, by name; they prepare their features of the prompt.
+        held_out: what judges the chosen rows, by name.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        problem: Problem,
+        model: Model,
+        rewards: Mapping[str, Reward],
+        held_out: Mapping[str, Reward],
+    ) -> None:
+        self.job = job
+        self.problem = problem
+        self.features: dict[str, Any] = {}
+        self.request: Request | Report | None = None
+        self.result: JobResult | None = None
+        self._model = model
+        self._stack: list[Generator[Any, Any, Any]] = [self._whole(rewards, held_out)]
+        self._media: list[Any] = []
+        self._held_out: dict[str, list[float]] = {}
+
+    @property
+    def usage(self) -> Usage:
+        """What the search has spent."""
+        return self.problem.usage
+
+    def advance(self, response: Any = None) -> None:
+        """Hand over the answer to the last request, and run until the next one or the end."""
+        self._run(_sender(response))
+
+    def fail(self, error: Exception) -> None:
+        """Raise an error inside the search, where its request was made."""
+        self._run(_thrower(error))
+
+    def _run(self, action: Callable[[Generator[Any, Any, Any]], Any]) -> None:
+        self.request = None
+        while self._stack:
+            top = self._stack[-1]
+            try:
+                request = action(top)
+                if not isinstance(request, Rollout):
+                    self._check_budget(request)
+                    self.request = request
+                    return
+                steps = rollout(request, self.problem, self._model, self.job.conditioning)
+                self._stack.append(steps)
+                action = _sender(None)
+            except StopIteration as stop:
+                self._stack.pop()
+                value = stop.value
+                if not self._stack:
+                    self._end(value, None)
+                    return
+                action = _sender(value)
+            except Exception as error:  # noqa: BLE001 - a search may raise anything; others go on
+                self._stack.pop()
+                if not self._stack:
+                    self._end(None, error)
+                    return
+                action = _thrower(error)
+
+    def _check_budget(self, request: Any) -> None:
+        """Raise where a counted limit would be passed: a bug of the search, not of the user."""
+        if self.job.budget.unlimited:
+            return
+        cost = Cost()
+        if isinstance(request, Denoise):
+            cost = Cost(nfe=len(request.x_t))
+        elif isinstance(request, Score):
+            rows = len(request.x_0)
+            cost = Cost(decodes=rows, reward_calls=rows * self.problem.facts.calls_per_row)
+        spent = self.usage.cost
+        counted = Cost(spent.nfe, spent.decodes, spent.reward_calls, spent.backwards)
+        over = self.job.budget.exceeded_by(counted + cost)
+        if over is not None:
+            raise BudgetExceeded(
+                f"{type(self.job.search).__name__} asked for {cost} beside {counted} spent, over the "
+                f"budget's {over}={getattr(self.job.budget, over)}; its plan() must keep within it"
+            )
+
+    def _whole(
+        self, rewards: Mapping[str, Reward], held_out: Mapping[str, Reward]
+    ) -> Generator[Any, Any, Outcome]:
+        """The search; then its chosen rows are rendered, and judged by what it never saw."""
+        for name, reward in {**rewards, **held_out}.items():
+            self.features[name] = reward.prepare(self.job.item)
+        outcome = yield from self.job.search(self.problem)
+        chosen = outcome.x_0[outcome.chosen]
+        self._media = yield Render(chosen)
+        if held_out:
+            self._held_out = yield Report(chosen)
+        self.features.clear()
+        return outcome
+
+    def _end(self, outcome: Outcome | None, error: Exception | None) -> None:
+        if error is not None:
+            failure = SearchFailed(f"prompt {self.job.item.prompt!r}: {error}")
+            failure.__cause__ = error
+            error = failure
+        self.result = JobResult(
+            self.job, outcome, self._media, self._held_out, self.usage, self.problem.trace, error
+        )
+
+
+def _sender(value: Any) -> Callable[[Generator[Any, Any, Any]], Any]:
+    return lambda generator: generator.send(value)
+
+
+def _thrower(error: Exception) -> Callable[[Generator[Any, Any, Any]], Any]:
+    return lambda generator: generator.throw(error)
+
+
+def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
+    """The problem of a job: what its search is told."""
+    facts = Facts(model.grid.steps, model.scheduler_calls(), calls_per_row, job.budget)
+    return Problem(
+        prompt=job.item.prompt,
+        shape=model.shape,
+        device=model.device,
+        grid=model.grid,
+        lam=job.lam,
+        streams=Streams(job.seed, job.key),
+        facts=facts,
+        trace=Trace(),
+        usage=Usage(),
+        initial_std=model.initial_std,
+        given=getattr(job.conditioning, "initial", None),
+    )

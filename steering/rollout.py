@@ -1,0 +1,72 @@
+"""Roll-outs: rows carried to the end by Denoise requests, so that the engine fuses them too."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steering.model import Model
+from steering.prediction import Posterior
+from steering.requests import Denoise, Rollout
+from steering.search import Problem
+
+
+def rollout(
+    request: Rollout, problem: Problem, model: Model, conditioning: Any
+) -> Generator[Denoise, Posterior, Tensor]:
+    """Carry the request's rows to the end.
+
+    Args:
+        request: what to carry and how.
+        problem: the search's problem, for grid and noise.
+        model: makes private copies of the pipeline's scheduler.
+        conditioning: the prompt's handle.
+
+    Yields:
+        One Denoise a model call.
+
+    Returns:
+        States at the end ``(n, *shape)``.
+
+    Raises:
+        ValueError: the scheduler is asked to start anywhere but at the grid's start, or a stochastic
+            solver was given no draw ids.
+    """
+    if request.solver == "scheduler":
+        return (yield from _by_scheduler(request, model, conditioning))
+    solver, rows = request.solver, len(request.x_t)
+    path = list(request.path) if request.path is not None else list(problem.grid[request.start :])
+    if solver.stochastic and len(request.draws) != rows:
+        raise ValueError(
+            f"a stochastic roll-out of {rows} rows needs {rows} draw ids, got {len(request.draws)}"
+        )
+    x = request.x_t
+    for step, (t, s) in enumerate(pairwise(path), start=request.start):
+        posterior = yield Denoise(x, t, request.keep_graph)
+        with torch.set_grad_enabled(request.keep_graph):
+            law = solver(posterior, t, s)
+            x = law.mean
+            if law.std > 0:
+                x = law.sample(problem.noise(request.purpose, request.draws, step))
+    return x
+
+
+def _by_scheduler(
+    request: Rollout, model: Model, conditioning: Any
+) -> Generator[Denoise, Posterior, Tensor]:
+    if request.start != 0:
+        raise ValueError(
+            f"the pipeline's own scheduler starts at the grid's start, not at index {request.start}; "
+            "use a transition as the solver"
+        )
+    run = model.scheduler_run(conditioning, request.draws)
+    x = request.x_t
+    for index, t in enumerate(run.times):
+        posterior = yield Denoise(x, t, request.keep_graph)
+        with torch.set_grad_enabled(request.keep_graph):
+            x = run.step(index, posterior, x)
+    return x
