@@ -36,7 +36,7 @@ class Interpolant(ABC):
 
     @abstractmethod
     def t_of(self, log_snr: float) -> float:
-        """Inverse of :meth:`log_snr`."""
+        """Inverse of :meth:`log_snr`; outside [0, 1] or an error where the path does not reach."""
 
     @abstractmethod
     def normalise(self, ratio: float) -> tuple[float, float]:
@@ -113,7 +113,8 @@ class VPDiscrete(_VariancePreserving):
     """Variance-preserving path of a discrete-time model, from its cumulative alphas.
 
     Between training steps the log noise-to-signal ratio is interpolated linearly in the step, as
-    diffusers' sigma-based schedulers do. ``t = 0`` is training step 0 and ``t = 1`` the last.
+    diffusers' sigma-based schedulers do; where the path ends without signal, the signal-to-noise
+    ratio of the last interval is. ``t = 0`` is training step 0 and ``t = 1`` the last.
 
     Attributes:
         alphas_cumprod: ``alpha_t^2`` for every training step, strictly falling, in (0, 1).
@@ -124,7 +125,7 @@ class VPDiscrete(_VariancePreserving):
 
     def __post_init__(self) -> None:
         a = np.asarray(self.alphas_cumprod, dtype=np.float64)
-        if len(a) < 2 or not (np.all(np.diff(a) < 0) and 0 <= a[-1] and a[0] < 1):
+        if len(a) < 2 or not (np.all(np.diff(a) < 0) and a[-1] >= 0 and a[0] < 1):
             raise ValueError(
                 "alphas_cumprod must fall strictly within [0, 1), "
                 f"got {len(a)} values from {a[:1]} to {a[-1:]}"
@@ -145,13 +146,29 @@ class VPDiscrete(_VariancePreserving):
         position = t * (self.num_train_timesteps - 1)
         low = min(int(position), self.num_train_timesteps - 2)
         weight = position - low
-        if weight == 0 or weight == 1:  # exact at training steps, where the last may be -inf
-            return -2.0 * float(self._log_ratio[low + round(weight)])
-        return -2.0 * float((1 - weight) * self._log_ratio[low] + weight * self._log_ratio[low + 1])
+        here, there = self._log_ratio[low : low + 2].tolist()
+        if weight in (0, 1):  # exact at training steps, where the last may be infinite
+            return -2.0 * (there if weight else here)
+        if math.isinf(there):
+            return 2.0 * (math.log1p(-weight) - here)
+        return -2.0 * ((1 - weight) * here + weight * there)
 
     def t_of(self, log_snr: float) -> float:
-        steps = np.arange(self.num_train_timesteps, dtype=np.float64)
-        return float(np.interp(-0.5 * log_snr, self._log_ratio, steps)) / (len(steps) - 1)
+        """Inverse of :meth:`log_snr`.
+
+        Raises:
+            ValueError: the model was never trained at this noise level.
+        """
+        least, most = self.log_snr(1.0), self.log_snr(0.0)
+        if not least - 1e-9 <= log_snr <= most + 1e-9:
+            raise ValueError(
+                f"log-SNR {log_snr} lies outside the trained range from {least} to {most}"
+            )
+        last, before = self.num_train_timesteps - 1, float(self._log_ratio[-2])
+        if math.isinf(least) and -0.5 * log_snr > before:
+            return 1 - math.exp(before + 0.5 * log_snr) / last
+        position = np.interp(-0.5 * log_snr, self._log_ratio, np.arange(last + 1.0))
+        return float(position) / last
 
 
 @dataclass(frozen=True)

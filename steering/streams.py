@@ -7,6 +7,7 @@ it, on the device, or on how work was batched. Numbers are made on the CPU and m
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
@@ -70,7 +71,7 @@ class Streams:
             RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
         """
         out = np.empty((len(draws), *shape), dtype=np.float32)
-        flat = out.reshape(len(draws), -1)
+        flat = out.reshape(len(draws), math.prod(shape))  # -1 would refuse an empty list of draws
         for row, draw in zip(flat, draws, strict=True):
             self._seek(purpose, draw, step)(out=row, dtype=np.float32)
         return torch.from_numpy(out).to(device)
