@@ -1,0 +1,161 @@
+"""What all rewards share: checks at the door, devices, chunks of a bounded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from steering.reward import Item
+
+#: What `RewardModel.score` may return: ``(B,)``, or named columns of that shape.
+Scored = Tensor | Mapping[str, Tensor]
+
+
+class RewardModel:
+    """Base of the rewards; follows `steering.reward.Reward`.
+
+    A subclass declares its abilities as class attributes, computes what depends on the prompt alone
+    in `featurize` and the scores in `score`; `rewards.testing.check_reward` proves what it declares.
+    Its weights are PyTorch modules held as attributes.
+
+    Attributes:
+        name: key of its column and of its saved calibration.
+        differentiable: gradients of the scores reach the media.
+        needs_text: an empty prompt is refused.
+        range: least and greatest score that can come out, or None if unbounded or unknown.
+        batch_limit: most rows that `score` takes at once; larger batches are split. None: any.
+        calls_per_row: models that look at each row.
+
+    Args:
+        device: where the weights live; media are moved there and the scores back. None follows the
+            media: the weights move, once, to the device of the first pictures.
+    """
+
+    name: str = "reward"
+    differentiable: bool = False
+    needs_text: bool = False
+    range: tuple[float, float] | None = None
+    batch_limit: int | None = None
+    calls_per_row: int = 1
+
+    def __init__(self, *, device: str | torch.device | None = None) -> None:
+        self._pinned = None if device is None else torch.device(device)
+
+    def featurize(self, item: Item) -> Any:
+        """Features of one prompt; the base class keeps none."""
+        return None
+
+    def score(self, media: Tensor, features: Sequence[Any]) -> Scored:
+        """Scores ``(B,)`` of media ``(B, 3, H, W)`` in [0, 1], or named columns of that shape."""
+        raise NotImplementedError(f"{type(self).__name__} does not define score(media, features)")
+
+    def prepare(self, item: Item) -> Any:
+        """Features of one prompt, computed once and handed back with every row of it.
+
+        Raises:
+            TypeError: the prompt is not text.
+            ValueError: the prompt is empty and the reward needs one.
+        """
+        if not isinstance(item.prompt, str):
+            kind = type(item.prompt).__name__
+            raise TypeError(
+                f"reward {self.name!r}: a prompt must be text, got {kind}: {item.prompt!r}"
+            )
+        if self.needs_text and not item.prompt.strip():
+            raise ValueError(
+                f"reward {self.name!r} compares pictures with their prompt, got {item.prompt!r}; "
+                "give a prompt, or choose a reward that needs none"
+            )
+        self._settle(None)
+        # Not inference_mode: its tensors may not take part in a graph later.
+        with torch.no_grad():
+            return self.featurize(item)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights, and keep them there; returns itself."""
+        self._pinned = torch.device(device)
+        self._settle(None)
+        return self
+
+    def __call__(self, media: Tensor, features: Sequence[Any]) -> Scored:
+        """Score each row; see `steering.reward.Reward`.
+
+        Args:
+            media: ``(B, 3, H, W)``, floating, in [0, 1].
+            features: what `prepare` returned for the prompt of each row, ``B`` of them.
+
+        Returns:
+            ``(B,)`` on the media's device, or named columns of that shape with the total under `name`.
+
+        Raises:
+            TypeError, ValueError: media or features of another form, or a score that is not one
+                number a row.
+        """
+        self._check_media(media, features)
+        home = media.device
+        self._settle(home)
+        media = media.to(self._pinned or home)
+        limit = self.batch_limit or max(len(media), 1)
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            parts = [
+                self._columns(self.score(rows, features[i * limit : (i + 1) * limit]), len(rows))
+                for i, rows in enumerate(media.split(limit))
+            ]
+            columns = {
+                name: torch.cat([part[name] for part in parts]).to(home) for name in parts[0]
+            }
+        return columns if len(columns) > 1 else columns[self.name]
+
+    def _settle(self, follow: torch.device | None) -> None:
+        """Move the weights to the pinned device, else to the one to follow."""
+        target = self._pinned or follow
+        if target is None:
+            return
+        for module in vars(self).values():
+            if isinstance(module, nn.Module):
+                held = next(module.parameters(), None)
+                if held is not None and held.device != target:
+                    module.to(target)
+
+    def _check_media(self, media: Tensor, features: Sequence[Any]) -> None:
+        if not isinstance(media, Tensor) or not media.is_floating_point():
+            got = media.dtype if isinstance(media, Tensor) else type(media).__name__
+            raise TypeError(f"reward {self.name!r} expects a float tensor of pictures, got {got}")
+        if media.ndim != 4 or media.shape[1] != 3:
+            raise ValueError(
+                f"reward {self.name!r} expects pictures (B, 3, H, W), got {tuple(media.shape)}"
+            )
+        if len(features) != len(media):
+            raise ValueError(
+                f"reward {self.name!r} got {len(media)} pictures and {len(features)} features; "
+                "give what prepare(item) returned, once for every row"
+            )
+
+    def _columns(self, scores: Scored, rows: int) -> dict[str, Tensor]:
+        """Scores as named, checked columns."""
+        columns = dict(scores) if isinstance(scores, Mapping) else {self.name: scores}
+        if self.name not in columns:
+            raise ValueError(
+                f"reward {self.name!r} returned the columns {', '.join(columns)}; "
+                "one of them must be named like the reward: the total"
+            )
+        return {column: self._column(column, values, rows) for column, values in columns.items()}
+
+    def _column(self, column: str, values: Any, rows: int) -> Tensor:
+        try:
+            values = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"reward {self.name!r} returned {type(values).__name__} for {column!r}; expected a "
+                f"tensor or numbers, one a row: {error}"
+            ) from error
+        if tuple(values.shape) != (rows,):
+            raise ValueError(
+                f"reward {self.name!r} returned shape {tuple(values.shape)} for {column!r} of {rows} "
+                f"pictures; expected ({rows},): one number a row, higher is better"
+            )
+        wide = values.dtype in (torch.float32, torch.float64)
+        return values if wide else values.float()

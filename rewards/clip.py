@@ -1,0 +1,77 @@
+"""CLIP score: how well a picture fits its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rewards.base import RewardModel
+from rewards.encoders import OpenClipEncoder, Precision
+from steering.reward import Item
+
+
+class ContrastiveScore(RewardModel):
+    """100 x the cosine between the embeddings of picture and prompt.
+
+    That is the CLIP score of torchmetrics without its cut at zero, which would end the gradient;
+    Hessel et al. 2021 (https://arxiv.org/abs/2104.08718) scale the cosine by 2.5 instead.
+
+    Args:
+        encoder: embeds both.
+        device: as in `RewardModel`.
+    """
+
+    name = "clip"
+    differentiable = True
+    needs_text = True
+    range = (-100.0, 100.0)
+
+    def __init__(self, encoder: OpenClipEncoder, *, device: str | None = None) -> None:
+        super().__init__(device=device)
+        self.encoder = encoder
+
+    def featurize(self, item: Item) -> Tensor:
+        """The prompt's unit embedding ``(D,)``."""
+        return functional.normalize(self.encoder.texts([item.prompt])[0], dim=-1)
+
+    def score(self, media: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Scores ``(B,)``, from -100 to 100."""
+        images = functional.normalize(self.encoder.images(media), dim=-1)
+        texts = torch.stack(list(features)).to(images.device)
+        return 100 * (images * texts).sum(-1)
+
+
+class CLIPScore(ContrastiveScore):
+    """CLIP score by any model of open_clip.
+
+    Its name, the key of its calibration, tells the model: "clip-ViT-L-14-openai".
+
+    Args:
+        model: built-in name, hub id or folder; see `OpenClipEncoder.load`, also for what it raises.
+        pretrained: tag or file of the weights, with a built-in name.
+        allow_pickle: load weights that are not safetensors.
+        dtype: precision of the weights.
+        device: as in `RewardModel`.
+        cache_dir: where downloads are kept instead of the hub's cache.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        allow_pickle: bool = False,
+        dtype: Precision = "float32",
+        device: str | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        encoder = OpenClipEncoder.load(
+            model, pretrained, allow_pickle=allow_pickle, cache_dir=cache_dir, dtype=dtype
+        )
+        super().__init__(encoder, device=device)
+        words = ("clip", Path(model).name, Path(pretrained).stem if pretrained else "")
+        self.name = "-".join(word for word in words if word)
