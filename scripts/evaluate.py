@@ -23,10 +23,10 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from tqdm import tqdm
 
+import steering
 from steering.media import common_size, list_pictures, load_pictures, read_metadata
 
 _PACKAGES = (
-    "diffusion-steering",
     "torch",
     "torchvision",
     "torchmetrics",
@@ -141,6 +141,10 @@ def _fid(inputs: Inputs, models: _Models, name: str, batch: int) -> dict[str, An
     for paths, real in ((inputs.reference, True), (inputs.pictures, False)):
         for pictures in _batches(paths, batch, "reference" if real else "pictures"):
             metric.update(pictures.to(models.device), real=real)
+    # The eigenvalue routine behind FID may crash the process on NaN.
+    for total in (metric.real_features_sum, metric.fake_features_sum):
+        if not total.isfinite().all():
+            raise ValueError(f"the features of {name!r} are not finite: are these its weights?")
     size = len(metric.real_features_sum)
     row = {
         "metric": "fid",
@@ -234,7 +238,7 @@ def _prompts_from_file(file: Path, pictures: Sequence[Path]) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"diffusion-steering": steering.__version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rewards import CLIPScore
 from rewards.extractors import ImageFeatures, load_pair
@@ -135,6 +136,15 @@ def test_fewer_pictures_than_features_are_said_to_mislead(script, clip, tmp_path
     with pytest.warns(UserWarning, match="3 pictures for 4 features"):
         result = script.evaluate(str(folder), reference=str(folder), clip=None, features=clip)
     assert "singular" in result["rows"][0]["note"]
+
+
+def test_features_that_are_not_finite_are_an_error(script, clip, tmp_path):
+    folder, broken = str(write(tmp_path / "made", PROMPTS)), tmp_path / "broken"
+    shutil.copytree(clip, broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file({k: v * torch.nan for k, v in weights.items()}, broken / "model.safetensors")
+    with pytest.raises(ValueError, match=r"broken' are not finite"):
+        script.evaluate(folder, reference=folder, clip=None, features=str(broken))
 
 
 @pytest.mark.parametrize("form", ["list.json", "mapping.json", "lines.txt"])
