@@ -1,0 +1,106 @@
+"""What an adapter refuses, and how it says so."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+#: Arguments that belong to a prompt or to the search, and who takes them instead.
+_RESERVED = {
+    "prompt": "give prompts to encode()",
+    "generator": "give it to encode()",
+    "latents": "give them to encode()",
+    "num_images_per_prompt": "give images_per_prompt to encode()",
+    "num_videos_per_prompt": "give images_per_prompt to encode()",
+    "return_dict": "the pipeline's own output type is built by merge_output()",
+    "callback": "a callback may change what was learned of the pipeline",
+    "callback_on_step_end": "a callback may change what was learned of the pipeline",
+}
+
+
+class Refusal(ValueError):
+    """This pipeline, or these arguments, cannot be adapted; the message says why and what to do."""
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Refuse what is no text-conditioned diffusers pipeline with a scheduler.
+
+    Raises:
+        Refusal: the object is of another kind.
+    """
+    parts = getattr(pipe, "components", None)
+    if not isinstance(parts, Mapping) or not callable(pipe):
+        raise Refusal(
+            f"{type(pipe).__name__} is no diffusers pipeline; load one with "
+            "DiffusionPipeline.from_pretrained(...)"
+        )
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None or not hasattr(scheduler, "step"):
+        raise Refusal(
+            f"{type(pipe).__name__} has no scheduler with a step(), so nothing can be steered; set "
+            "pipe.scheduler, or use the pipeline inside it that has one"
+        )
+    if "prompt" not in signature_of(pipe):
+        raise Refusal(
+            f"{type(pipe).__name__} takes no argument 'prompt'; only text-conditioned pipelines are "
+            "supported"
+        )
+
+
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Check names of the shared arguments against the pipeline's own ``__call__``.
+
+    Raises:
+        TypeError: an unknown argument, with the nearest right one; or one that is given elsewhere.
+    """
+    known = signature_of(pipe)
+    for name, value in call.items():
+        if name in _RESERVED and value is not None:
+            raise TypeError(f"argument {name!r} cannot be shared by all prompts: {_RESERVED[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known], n=1, cutoff=0.0)
+            raise TypeError(
+                f"{type(pipe).__name__} takes no argument {name!r}; the nearest is {near[0]!r}"
+            )
+
+
+def check_network(name: str, network: Any) -> None:
+    """Refuse a network whose output depends on what it was called with before.
+
+    Raises:
+        Refusal: feature caching is on.
+    """
+    if getattr(network, "is_cache_enabled", False):
+        raise Refusal(
+            f"feature caching is enabled on {name}, so its output depends on earlier calls; switch "
+            f"it off with pipe.{name}.disable_cache()"
+        )
+
+
+def signature_of(pipe: Any) -> dict[str, Any]:
+    """Arguments of the pipeline's ``__call__`` with their defaults."""
+    parameters = inspect.signature(type(pipe).__call__).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        p.name: None if p.default is inspect.Parameter.empty else p.default
+        for p in parameters
+        if p.name != "self" and p.kind in kinds
+    }
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest relative difference that arithmetic in ``dtype`` explains."""
+    return {torch.bfloat16: 3e-2, torch.float16: 4e-3}.get(dtype, 1e-4)
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest absolute difference over the scale of what was wanted; inf for other shapes."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    wanted = wanted.double()
+    scale = max(float(wanted.abs().max()), 1e-12)
+    return float((found.double() - wanted).abs().max()) / scale

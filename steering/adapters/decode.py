@@ -1,0 +1,218 @@
+"""From finished states to media: the pipeline's own tail, and a differentiable decode beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from steering.adapters.capture import (
+    Stand,
+    StepOutput,
+    arguments,
+    patch,
+    private_copy,
+    quiet_generator,
+    resized,
+)
+from steering.adapters.checks import tolerance
+from steering.adapters.replay import Plan
+
+_PROMPT = "a"  # the tail does not look at prompts; one text keeps the memo small
+_MEMO_SIZES = 2  # batch sizes whose encoded prompts are kept
+
+
+class Tail:
+    """Decodes states by the pipeline's own tail: its call with a stand-in denoiser and scheduler.
+
+    Args:
+        pipe: the pipeline; left as it was.
+        call: its arguments shared by all prompts.
+        plan: what was learned of its step.
+    """
+
+    def __init__(self, pipe: Any, call: Mapping[str, Any], plan: Plan) -> None:
+        self._pipe = pipe
+        self._call = call
+        self._plan = plan
+        self._short = True
+        self._memo: dict[int, list[Any]] = {}
+        #: further arguments of the pipeline's own unpacking of latents, once it was seen
+        self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def __call__(self, x_0: Tensor, *, output_type: str | None = None, checked: bool = True) -> Any:
+        """The pipeline's own output object for these states.
+
+        Args:
+            x_0: finished states ``(n, *shape)``.
+            output_type: the pipeline's argument of that name; None leaves the user's.
+            checked: whether a safety checker looks at the pictures.
+
+        Raises:
+            RuntimeError: the pipeline ends without the states having reached its tail.
+        """
+        states = x_0.detach().to(self._plan.dtype)
+        output, reached = self._run(states, output_type, checked)
+        if not reached and self._short:  # a pipeline that starts part-way needs its whole schedule
+            self._short = False
+            output, reached = self._run(states, output_type, checked)
+        if not reached:
+            raise RuntimeError(f"{type(self._pipe).__name__} ended without a scheduler step")
+        return output
+
+    def _run(self, states: Tensor, output_type: str | None, checked: bool) -> tuple[Any, bool]:
+        reached = False
+
+        def step(*args: Any, **kwargs: Any) -> StepOutput:
+            nonlocal reached
+            reached = True
+            return StepOutput((states, states))
+
+        scheduler = copy.deepcopy(self._pipe.scheduler)
+        patch(scheduler, "step", step)
+        if self._short:
+            _shorten(scheduler)
+        kwargs = arguments(
+            self._pipe,
+            self._call,
+            prompt=[_PROMPT] * len(states),
+            generator=quiet_generator(),
+            output_type=output_type,
+            return_dict=True,
+        )
+        with private_copy(self._pipe, scheduler, self._parts(len(states), checked)) as twin:
+            return twin(**kwargs), reached
+
+    def _parts(self, rows: int, checked: bool) -> dict[str, Any]:
+        """Stand-ins: the denoiser answers with zeros, prompts are encoded once a batch size."""
+        plan, count = self._plan, 0
+
+        def on_call(*_: Any) -> Any:
+            nonlocal count
+            pattern = plan.outputs[count % len(plan.outputs)]
+            count += 1
+            return resized(pattern, rows, plan.rows, random=None)
+
+        parts: dict[str, Any] = {
+            plan.network: Stand(plan.network, self._pipe.__dict__[plan.network], on_call)
+        }
+        if hasattr(self._pipe, "encode_prompt"):
+            parts["encode_prompt"] = self._memoised(rows)
+        if hasattr(self._pipe, "_unpack_latents"):
+            parts["_unpack_latents"] = self._watched_unpacking
+        if not checked and "safety_checker" in self._pipe.__dict__:
+            parts["safety_checker"] = None
+        return parts
+
+    def _memoised(self, rows: int) -> Callable[..., Any]:
+        if rows not in self._memo and len(self._memo) >= _MEMO_SIZES:
+            self._memo.pop(next(iter(self._memo)))
+        known = self._memo.setdefault(rows, [])
+        calls = iter(range(1_000_000))
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            index = next(calls)
+            if index == len(known):
+                known.append(self._pipe.encode_prompt(*args, **kwargs))
+            return pytree.tree_map(lambda x: x, known[index])  # containers of its own
+
+        return encode_prompt
+
+    def _watched_unpacking(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.unpacking = (args, kwargs)
+        return self._pipe._unpack_latents(latents, *args, **kwargs)
+
+
+def _shorten(scheduler: Any) -> None:
+    """Make the scheduler list its last time only, so that the loop turns once."""
+    whole = scheduler.set_timesteps
+
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        result = whole(*args, **kwargs)
+        scheduler.timesteps = scheduler.timesteps[-1:]
+        return result
+
+    patch(scheduler, "set_timesteps", set_timesteps)
+
+
+def media_of(output: Any) -> tuple[str, Any]:
+    """Name and value of the media in a pipeline's output object (its first field)."""
+    name = fields(output)[0].name
+    return name, getattr(output, name)
+
+
+def _affine(vae: Any, z: Tensor) -> Tensor:
+    """Latents as the autoencoder made them, from latents as the denoiser sees them."""
+    config = vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        shape = (1, -1, *[1] * (z.ndim - 2))
+        z = z * torch.tensor(std).to(z).view(shape) / config.scaling_factor
+        return z + torch.tensor(mean).to(z).view(shape)
+    return z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+
+def _decode_images(vae: Any, z: Tensor) -> Tensor:
+    pictures = vae.decode(_affine(vae, z).to(vae.dtype), return_dict=False)[0]
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+#: Differentiable decoders, declared per class of autoencoder: (vae, latents) to pictures in [0, 1].
+DECODERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "AutoencoderKL": _decode_images,
+    "AutoencoderTiny": _decode_images,
+    "AutoencoderDC": _decode_images,
+}
+
+
+class Decoder:
+    """Pictures of states: explicit and differentiable where that equals the pipeline's own tail.
+
+    Args:
+        pipe: the pipeline.
+        tail: its tail.
+        example: states ``(n, *shape)`` on which both are compared.
+    """
+
+    def __init__(self, pipe: Any, tail: Tail, example: Tensor) -> None:
+        self._pipe = pipe
+        self._tail = tail
+        self.differentiable = False
+        self.differentiable = self._agrees(example)
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        """Pictures ``(n, 3, H, W)`` in [0, 1], float32."""
+        if self.differentiable:
+            return self._explicit(x_0)
+        return self._by_tail(x_0)
+
+    def _explicit(self, x_0: Tensor) -> Tensor:
+        if self._tail.unpacking is not None:
+            args, kwargs = self._tail.unpacking
+            x_0 = self._pipe._unpack_latents(x_0, *args, **kwargs)
+        vae = self._pipe.vae
+        return DECODERS[type(vae).__name__](vae, x_0)
+
+    def _by_tail(self, x_0: Tensor) -> Tensor:
+        media = media_of(self._tail(x_0, output_type="pt", checked=False))[1]
+        if len(media) != len(x_0) > 1:  # some tails drop rows silently
+            return torch.cat([self._by_tail(row) for row in x_0.split(1)])
+        return torch.as_tensor(media).to(x_0.device, torch.float32)
+
+    @torch.no_grad()
+    def _agrees(self, example: Tensor) -> bool:
+        vae: Any = getattr(self._pipe, "vae", None)
+        own = self._by_tail(example)
+        if type(vae).__name__ not in DECODERS:
+            return False
+        try:
+            found = self._explicit(example)
+        except (RuntimeError, TypeError, ValueError):  # latents are packed in an unknown way
+            return False
+        bound = tolerance(vae.dtype)
+        return found.shape == own.shape and float((found - own).abs().max()) <= bound

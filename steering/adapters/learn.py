@@ -1,0 +1,311 @@
+"""Learn a pipeline's plan from two calls of its own, with N and with 2N prompts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steering.adapters.capture import (
+    NetworkCall,
+    Recorder,
+    Recording,
+    arguments,
+    quiet_generator,
+)
+from steering.adapters.checks import (
+    Refusal,
+    check_network,
+    relative,
+    signature_of,
+    tolerance,
+)
+from steering.adapters.conditioning import first_step
+from steering.adapters.guidance import fit_guidance
+from steering.adapters.leaves import LatentsLeaf, latents_leaf, row_leaf, same
+from steering.adapters.replay import CallPlan, Plan, TimeLeaf, fit_to_state, split_blocks
+from steering.schedulers import UnsupportedScheduler, call_times, training_interpolant
+from steering.times import Time
+
+# Two rows at least: with one, some pipelines drop masks or crop. Lengths differ, so that masks stay.
+_PROBES = ("a", "two red cubes on a table", "a cat", "one blue ring left of three green stars")
+_ROWS = 2
+
+#: A map of the scheduler's time into the argument's dtype.
+TimeMap = Callable[[Tensor, torch.dtype], Tensor]
+
+
+def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
+    """Learn how the pipeline computes a step.
+
+    Args:
+        pipe: the pipeline; left as it was.
+        call: its arguments shared by all prompts.
+        negative: whether prompts come with negative prompts.
+
+    Raises:
+        Refusal: the pipeline cannot be replayed; the message says why.
+    """
+    probe = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
+    recording = Recorder(pipe).run({**probe, **prompts_of(_PROBES[:_ROWS], negative)})
+    check_network(recording.network, pipe.__dict__[recording.network])
+    times, first_call = _times_of(recording)
+    windows = _windows(recording)
+    wide_call = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
+    wide = first_step(
+        pipe,
+        {**wide_call, **prompts_of(_PROBES, negative)},
+        recording.network,
+        [c.raw for c in windows[0]],
+        (len(_PROBES), _ROWS),
+    )
+    scales = [training_interpolant(recording.scheduler).scale_from(t) for t in times]
+    calls = tuple(
+        _learn_call(pipe, recording, [w[k] for w in windows], wide.calls[k], scales)
+        for k in range(len(windows[0]))
+    )
+    first = recording.steps[0]
+    plan = Plan(
+        network=recording.network,
+        calls=calls,
+        guidance=_learn_guidance(pipe, call, recording, windows, calls),
+        shape=tuple(first.sample.shape[1:]),
+        dtype=first.sample.dtype,
+        outputs=tuple(c.raw for c in windows[0]),
+        rows=_ROWS,
+        extra=_constant_extra(recording),
+        scheduler=recording.scheduler,
+        first_call=first_call,
+    )
+    _check_first_step(pipe, plan, recording, windows[0], times[0])
+    return plan
+
+
+def prompts_of(prompts: Sequence[str], negative: bool) -> dict[str, Any]:
+    """Prompt arguments of a probe."""
+    given: dict[str, Any] = {"prompt": list(prompts)}
+    if negative:
+        given["negative_prompt"] = list(reversed(prompts))
+    return given
+
+
+def _times_of(recording: Recording) -> tuple[list[Time], int]:
+    """Noise level of each recorded step, and the scheduler's model call at which they begin."""
+    steps, scheduler = recording.steps, recording.scheduler
+    if len(steps) < 2:
+        raise Refusal(
+            "the pipeline takes a single step, which does not tell what changes between steps; use "
+            "num_inference_steps of at least 2"
+        )
+    rows = steps[0].sample.shape[0]
+    if rows != _ROWS:
+        raise Refusal(f"{_ROWS} prompts became {rows} states; cannot tell which is whose")
+    try:
+        times = call_times(scheduler)
+    except UnsupportedScheduler as error:
+        raise Refusal(str(error)) from error
+    first = len(times) - len(steps)
+    visited = [float(step.timestep.flatten()[0]) for step in steps]
+    if first < 0 or visited != [t.model_t for t in times[first:]]:
+        raise Refusal("the pipeline visits other times than its scheduler lists to the end")
+    for early, late in itertools.pairwise(steps):
+        if not same(early.returned.to(late.sample.dtype), late.sample):
+            raise Refusal(
+                "the pipeline changes the latents between scheduler.step and the next call (as "
+                "inpainting by blending does), so a step is no function of latents and time"
+            )
+    return times[first:], first
+
+
+def _windows(recording: Recording) -> list[list[NetworkCall]]:
+    """The network's calls of each step; what ran before the loop is left out of the first."""
+    counts = {len(step.calls) for step in recording.steps[1:]}
+    if len(counts) != 1:
+        raise Refusal(
+            f"the number of network calls changes from step to step ({sorted(counts)}); switch off "
+            "options that act on some steps only"
+        )
+    count = counts.pop()
+    windows = [step.calls[-count:] for step in recording.steps]
+    if any(c.name != recording.network for c in windows[0]) or len(windows[0]) != count:
+        raise Refusal("several networks act in the first step; replay needs one network a step")
+    specs = {tuple(str(c.arguments.spec) for c in window) for window in windows}
+    if len(specs) != 1:
+        raise Refusal("the network's arguments change their structure between steps")
+    return windows
+
+
+def _learn_call(
+    pipe: Any,
+    recording: Recording,
+    calls: Sequence[NetworkCall],
+    wide: NetworkCall,
+    scales: Sequence[float],
+) -> CallPlan:
+    """Roles of one call's arguments, from all its steps and from a call with twice the prompts."""
+    first = calls[0].arguments
+    if wide.arguments.spec != first.spec:
+        raise Refusal("the network's arguments change their structure with the number of prompts")
+    changing = [
+        i
+        for i, value in enumerate(first.values)
+        if not all(same(call.arguments.values[i], value) for call in calls[1:])
+    ]
+    latents = _find_latents(recording, calls, changing, scales)
+    others = [i for i in changing if i != latents.index]
+    if len(others) != 1:
+        named = ", ".join(first.names[i] for i in others) or "none"
+        raise Refusal(
+            f"beside the latents exactly the time may change between steps, but what changes is: "
+            f"{named}; switch off options that depend on the step"
+        )
+    time = _find_time(pipe, recording, calls, others[0])
+    rows = []
+    for i, (small, large) in enumerate(zip(first.values, wide.arguments.values, strict=True)):
+        if i not in changing:
+            rows.append(row_leaf(i, first.names[i], small, large, latents.blocks, _ROWS))
+    found = tuple(leaf for leaf in rows if leaf is not None)
+    return CallPlan(first.spec, tuple(first.values), latents, time, found)
+
+
+def _find_latents(
+    recording: Recording,
+    calls: Sequence[NetworkCall],
+    changing: Sequence[int],
+    scales: Sequence[float],
+) -> LatentsLeaf:
+    for i in changing:
+        found = [
+            latents_leaf(i, call.arguments.values[i], step.sample, scale)
+            for call, step, scale in zip(calls, recording.steps, scales, strict=True)
+        ]
+        known = [leaf for leaf in found if leaf is not None]
+        if len(known) == len(found):
+            # unscaled and scaled agree where the factor is 1: any step that needs it decides
+            best = next((leaf for leaf in known if leaf.scaled), known[0])
+            _check_tail(calls, best)
+            return best
+    names = ", ".join(calls[0].arguments.names[i] for i in changing) or "nothing"
+    raise Refusal(
+        f"no argument of the network carries the scheduler's state (what changes: {names})"
+    )
+
+
+def _check_tail(calls: Sequence[NetworkCall], leaf: LatentsLeaf) -> None:
+    if leaf.tail_dim is None:
+        return
+    tails = [leaf.tail_of(call.arguments.values[leaf.index]) for call in calls]
+    if not all(same(tails[0], tail) for tail in tails[1:]):
+        raise Refusal("what the pipeline joins to the latents changes between steps")
+
+
+def _find_time(
+    pipe: Any, recording: Recording, calls: Sequence[NetworkCall], index: int
+) -> TimeLeaf:
+    """The map from the scheduler's time to the network's, exact on every step."""
+    values = [call.arguments.values[index] for call in calls]
+    name = calls[0].arguments.names[index]
+    if not all(torch.is_tensor(v) for v in values):
+        raise Refusal(f"the network's argument {name} changes between steps but is no tensor")
+    # float rows serve integer times too: between grid points there is no integer
+    dtype = values[0].dtype if values[0].is_floating_point() else torch.float32
+    network = pipe.__dict__[recording.network]
+    for label, convert in _time_maps(recording.scheduler, network):
+        wanted = [
+            convert(step.timestep.to(v.device, torch.float32).reshape(-1)[:1], dtype)
+            for step, v in zip(recording.steps, values, strict=True)
+        ]
+        if all(_near(v.to(dtype), w) for v, w in zip(values, wanted, strict=True)):
+            return TimeLeaf(index, label, convert, dtype, tuple(values[0].shape[1:]))
+    raise Refusal(f"the network's argument {name} is no known function of the scheduler's time")
+
+
+def _near(value: Tensor, wanted: Tensor) -> bool:
+    bound = 1e-6 if value.dtype in (torch.float32, torch.float64) else 0.0
+    spread = wanted.to(value.dtype).reshape([1] * value.ndim).expand(value.shape)
+    return relative(value, spread) <= bound
+
+
+def _time_maps(scheduler: Any, network: Any) -> Iterator[tuple[str, TimeMap]]:
+    """Known conventions; in half precision the cast may come before or after the arithmetic."""
+    steps = float(scheduler.config.num_train_timesteps)
+    factors = {"t": 1.0, "t / N": 1.0 / steps}
+    scale = getattr(getattr(network, "config", None), "timestep_scale", None)
+    if scale is not None:
+        factors["t timestep_scale"] = float(scale)
+    for name, factor in factors.items():
+        if name == "t / N":  # dividing and multiplying round differently
+            yield name, lambda t, d: t.to(d) / steps
+            yield name, lambda t, d: (t / steps).to(d)
+        else:
+            yield name, lambda t, d, f=factor: t.to(d) * f  # type: ignore[misc]
+            yield name, lambda t, d, f=factor: (t * f).to(d)  # type: ignore[misc]
+    yield "(N - t) / N", lambda t, d: ((steps - t) / steps).to(d)
+    yield "(N - t) / N", lambda t, d: (steps - t.to(d)) / steps
+
+
+def _learn_guidance(
+    pipe: Any,
+    call: Mapping[str, Any],
+    recording: Recording,
+    windows: Sequence[Sequence[NetworkCall]],
+    plans: Sequence[CallPlan],
+) -> Any:
+    shape = recording.steps[0].sample.shape[1:]
+    outputs = [
+        [
+            fit_to_state(block, shape)
+            for c, plan in zip(window, plans, strict=True)
+            for block in split_blocks(c.output, plan.latents.blocks)
+        ]
+        for window in windows
+    ]
+    values = {**signature_of(pipe), **call}
+    numbers = [
+        float(v)
+        for name, v in values.items()
+        if isinstance(v, int | float) and ("guidance" in name or "cfg" in name)
+    ]
+    return fit_guidance(outputs, [step.model_output for step in recording.steps], numbers)
+
+
+def _constant_extra(recording: Recording) -> dict[str, Any]:
+    """Further arguments of ``scheduler.step``, such as eta.
+
+    Raises:
+        Refusal: they are tensors, or change from step to step.
+    """
+    first = recording.steps[0].extra
+    for step in recording.steps:
+        if step.extra.keys() != first.keys() or not all(
+            same(step.extra[k], first[k]) and not torch.is_tensor(first[k]) for k in first
+        ):
+            raise Refusal(
+                "the pipeline hands its scheduler more than the prediction, the time and the state: "
+                f"{', '.join(step.extra)}"
+            )
+    return dict(first)
+
+
+def _check_first_step(
+    pipe: Any, plan: Plan, recording: Recording, calls: Sequence[NetworkCall], time: Time
+) -> None:
+    """The rebuilt function must reproduce the pipeline's own first, real step."""
+    step = recording.steps[0]
+    training = training_interpolant(recording.scheduler)
+    state = step.sample.float()
+    scale = torch.full((_ROWS, *[1] * (state.ndim - 1)), training.scale_from(time)).to(state)
+    t = torch.full((_ROWS,), time.model_t, dtype=torch.float32, device=state.device)
+    with torch.no_grad():
+        found = plan.predict(
+            pipe.__dict__[plan.network], state, scale, t, plan.join(plan.split(calls, _ROWS))
+        )
+    wrong = relative(found, step.model_output)
+    if not wrong <= tolerance(plan.dtype):
+        raise Refusal(
+            "the rebuilt denoiser does not reproduce the pipeline's own first step (relative "
+            f"difference {wrong:.2g}); this pipeline does more in a step than replay can see"
+        )

@@ -1,0 +1,318 @@
+"""A diffusers pipeline as a :class:`steering.model.Model`."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.adapters.checks import Refusal, check_call, check_pipeline
+from steering.adapters.conditioning import Encoder, Handle
+from steering.adapters.decode import Decoder, Tail, media_of
+from steering.adapters.learn import learn
+from steering.adapters.replay import Plan
+from steering.adapters.scheduling import PipelineSchedule
+from steering.model import Abilities, Meaning, Stage
+from steering.prediction import Posterior, posterior_of
+from steering.schedulers import UnsupportedScheduler, grid_of, prediction_of, training_interpolant
+from steering.times import Time, TimeGrid
+
+_CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
+_GATHERED = 8  # sequences of handles whose joined arguments are kept
+_LEVELS = 4096  # noise levels whose coefficients are kept
+
+
+def adapt(pipe: Any, *, call: Mapping[str, Any] | None = None) -> PipelineModel:
+    """Make a denoiser out of an unmodified pipeline.
+
+    Runs two probe calls of the pipeline's own, on a shallow copy; the pipeline is left as found.
+
+    Args:
+        pipe: a text-conditioned diffusers pipeline with a scheduler.
+        call: its own keyword arguments shared by all prompts, such as ``num_inference_steps``,
+            ``guidance_scale``, ``height`` and ``width``.
+
+    Raises:
+        Refusal: it cannot be adapted; the message says why and what to do.
+        TypeError: an argument that the pipeline does not take; the message names the nearest.
+    """
+    return PipelineModel(pipe, call or {})
+
+
+class PipelineModel:
+    """The model built by :func:`adapt`.
+
+    Args:
+        pipe: the pipeline.
+        call: its arguments shared by all prompts.
+    """
+
+    def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
+        check_pipeline(pipe)
+        check_call(pipe, call)
+        self.pipe = pipe
+        self._call = {k: v for k, v in call.items() if k != "negative_prompt"}
+        self._negative = call.get("negative_prompt")
+        self._plans: dict[bool, Plan] = {}
+        self._plan = self._learn(negative=self._negative is not None)
+        self._encoder = Encoder(pipe, self._call)
+        scheduler = self._plan.scheduler
+        self._kind = prediction_of(scheduler)
+        self._training = training_interpolant(scheduler)
+        self._grid = grid_of(scheduler, self._plan.first_call)
+        self._tail = Tail(pipe, self._call, self._plan)
+        example = torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(0))
+        self._decoder = Decoder(pipe, self._tail, example.to(self.device))
+        self._gathered: OrderedDict[tuple[int, ...], tuple[Any, Any]] = OrderedDict()
+        self._levels: dict[Time, list[float]] = {}
+        self._output_type: type | None = None
+        self._extras: dict[int, dict[str, Any]] = {}
+
+    def _learn(self, *, negative: bool) -> Plan:
+        if negative in self._plans:
+            return self._plans[negative]
+        try:
+            prediction_of(self.pipe.scheduler)
+        except UnsupportedScheduler as error:
+            raise Refusal(str(error)) from error
+        self._plans[negative] = learn(self.pipe, self._call, negative=negative)
+        return self._plans[negative]
+
+    @property
+    def name(self) -> str:
+        """Pipeline, weights, scheduler, steps and shape of the state."""
+        source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed").rstrip("/")
+        size = "x".join(map(str, self.shape))
+        scheduler = type(self.pipe.scheduler).__name__
+        return f"{type(self.pipe).__name__}:{source.rsplit('/', 1)[-1]}:{scheduler}:{size}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+        return self._plan.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return torch.device(self.pipe._execution_device)
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The time grid of the pipeline's scheduler, as the pipeline configures it."""
+        return self._grid
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of the state at ``grid[0]`` when it is drawn afresh."""
+        return float(getattr(self._plan.scheduler, "init_noise_sigma", 1.0))
+
+    @property
+    def passes(self) -> int:
+        """Network passes that a row costs, for the prompts encoded last."""
+        return self._plan.passes
+
+    @property
+    def abilities(self) -> Abilities:
+        """Replay can do all; gradients also need a decoder that equals the pipeline's own."""
+        distilled = type(self._plan.scheduler).__name__ in _CONSISTENCY
+        meaning = Meaning.CONSISTENCY_MAP if distilled else Meaning.POSTERIOR_MEAN
+        return Abilities(gradients=self._decoder.differentiable, meaning=meaning)
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative_prompts: Sequence[str] | str | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        images_per_prompt: int = 1,
+    ) -> list[Handle]:
+        """Encode prompts by the pipeline's own call, stopped before its denoiser works.
+
+        Args:
+            prompts: the texts.
+            negative_prompts: one for all, or one a prompt.
+            generator: the pipeline's argument; then every handle knows the state that the pipeline
+                would start from. A list holds one a prompt and image.
+            latents: the pipeline's argument, ``(prompts x images, ...)``.
+            images_per_prompt: handles a prompt.
+
+        Returns:
+            One handle for each prompt and image, the images of a prompt side by side.
+
+        Raises:
+            ValueError: no prompts, or numbers that do not match.
+            TypeError: a prompt that is no text.
+        """
+        negative = self._negative if negative_prompts is None else negative_prompts
+        texts, negatives = _check_prompts(prompts, negative, images_per_prompt)
+        pairs = list(zip(texts, negatives, strict=True))
+        try:
+            pieces = self._encoder.pieces(self._plan, pairs)
+        except Refusal:  # negative prompts may bring a pass of their own (Flux)
+            self._plan = self._learn(negative=negatives[0] is not None)
+            pieces = self._encoder.pieces(self._plan, pairs)
+        initial = None
+        if generator is not None or latents is not None:
+            initial = self._encoder.initial(
+                self._plan, pairs, generator, latents, images_per_prompt
+            )
+        return self._encoder.handles(self._plan, pairs, pieces, initial, images_per_prompt)
+
+    def denoise(
+        self, x_t: Tensor, times: Sequence[Time], conditioning: Sequence[Handle]
+    ) -> Posterior:
+        """Posterior of each row.
+
+        Args:
+            x_t: states ``(B, *shape)``, float32.
+            times: one noise level a row.
+            conditioning: one handle a row, of one signature.
+
+        Raises:
+            ValueError: numbers do not match, or handles of unlike shapes; or an epsilon prediction
+                where alpha is 0.
+        """
+        if not len(x_t) == len(times) == len(conditioning) > 0:
+            raise ValueError(
+                f"need one time and one handle a row: {len(x_t)} rows, {len(times)} times, "
+                f"{len(conditioning)} handles"
+            )
+        plan = conditioning[0].plan
+        joined = self._joined(conditioning)
+        t, scale, *mixing = self._columns(times, x_t)
+        output = plan.predict(
+            self.pipe.__dict__[plan.network], x_t, scale, t.reshape(-1).expand(len(x_t)), joined
+        )
+        from_state, from_output, eps_state, eps_output = mixing
+        return Posterior(
+            from_state * x_t + from_output * output, eps_state * x_t + eps_output * output
+        )
+
+    def _joined(self, conditioning: Sequence[Handle]) -> list[dict[int, Any]]:
+        """Arguments of the rows, kept for sequences that come again turn after turn."""
+        key = tuple(map(id, conditioning))
+        if key in self._gathered:
+            self._gathered.move_to_end(key)
+            return self._gathered[key][1]
+        if len({handle.signature for handle in conditioning}) > 1:
+            raise ValueError("rows of unlike signatures cannot share a call")
+        joined = conditioning[0].plan.join([handle.pieces for handle in conditioning])
+        self._gathered[key] = (tuple(conditioning), joined)  # held, so that no id is used again
+        if len(self._gathered) > _GATHERED:
+            self._gathered.popitem(last=False)
+        return joined
+
+    def _columns(self, times: Sequence[Time], like: Tensor) -> tuple[Tensor, ...]:
+        """Time, scale and the four mixing weights of the posterior, in one transfer.
+
+        Each is ``(B, 1, ...)``, or ``(1, 1, ...)`` where all rows are at one time.
+        """
+        first = times[0]
+        rows = [first] if all(t is first or t == first for t in times) else times
+        values = torch.tensor([self._level(t) for t in rows], dtype=torch.float32).T.contiguous()
+        if like.device.type == "cuda":  # pinned, so that the host need not wait
+            values = values.pin_memory().to(like.device, non_blocking=True)
+        columns = values.to(like.device).reshape(6, len(rows), *[1] * (like.ndim - 1))
+        return tuple(columns.unbind(0))
+
+    def _level(self, time: Time) -> list[float]:
+        """Time and scale as the network wants them; x_0 and eps as mixtures of state and output."""
+        if time in self._levels:
+            return self._levels[time]
+        if len(self._levels) >= _LEVELS:
+            self._levels.clear()
+        scale = self._training.scale_from(time)
+        trained = Time(time.model_t, time.alpha * scale, time.sigma * scale)
+        # the conversion is linear in state and output: its value on a basis holds the weights
+        state, output = torch.tensor([[scale, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        weights = posterior_of(self._kind, output, state, trained)
+        found = [time.model_t, scale, *weights.x_0.tolist(), *weights.eps.tolist()]
+        self._levels[time] = found
+        return found
+
+    def decode(self, x_0: Tensor, conditioning: Sequence[Handle], stage: Stage) -> Tensor:
+        """Pictures of each row, ``(B, 3, H, W)`` in [0, 1], float32.
+
+        Differentiable if the abilities say so; a safety checker looks at rendered media only.
+        """
+        return self._decoder(x_0)
+
+    @torch.no_grad()
+    def render(self, x_0: Tensor, conditioning: Sequence[Handle]) -> list[Any]:
+        """Final media of each row by the pipeline's own tail, in the user's ``output_type``."""
+        output = self._tail(x_0)
+        media = list(media_of(output)[1])
+        if len(media) != len(x_0):  # some tails drop rows silently
+            if len(x_0) == 1:
+                raise RuntimeError(f"{type(self.pipe).__name__} made {len(media)} media of one row")
+            return [self.render(row, conditioning[:1])[0] for row in x_0.split(1)]
+        self._output_type = type(output)
+        for index, entry in enumerate(media):
+            self._remember(entry, output, index, len(media))
+        return media
+
+    def _remember(self, entry: Any, output: Any, index: int, rows: int) -> None:
+        """Keep what the pipeline says of a row beside its media (safety flags), while it lives."""
+        extras = {}
+        for field in fields(output)[1:]:
+            value = getattr(output, field.name)
+            if isinstance(value, list | np.ndarray | Tensor) and len(value) == rows:
+                extras[field.name] = value[index]
+        if extras:
+            self._extras[id(entry)] = extras
+            weakref.finalize(entry, self._extras.pop, id(entry), None)
+
+    def merge_output(self, rows: Sequence[Any]) -> Any:
+        """The pipeline's own output type, from entries that :meth:`render` returned.
+
+        Raises:
+            ValueError: nothing was rendered yet.
+        """
+        if self._output_type is None or not rows:
+            raise ValueError("merge_output needs entries that render() returned")
+        media: Any = list(rows)
+        if isinstance(rows[0], np.ndarray):
+            media = np.stack(media)
+        elif torch.is_tensor(rows[0]):
+            media = torch.stack(media)
+        first, *others = (field.name for field in fields(self._output_type))
+        known = [self._extras.get(id(entry), {}) for entry in rows]
+        beside = {
+            name: [e[name] for e in known] if all(name in e for e in known) else None
+            for name in others
+        }
+        return self._output_type(**{first: media, **beside})
+
+    def scheduler_calls(self) -> int:
+        """Model calls that one trajectory of the pipeline's own scheduler makes."""
+        return len(self._plan.scheduler.timesteps) - self._plan.first_call
+
+    def scheduler_run(self, conditioning: Handle, draws: Sequence[int]) -> PipelineSchedule:
+        """A fresh private copy of the pipeline's scheduler for rows with these draw ids."""
+        return PipelineSchedule(conditioning.plan, conditioning, draws)
+
+
+def _check_prompts(
+    prompts: Sequence[str], negative: Sequence[str] | str | None, images: int
+) -> tuple[list[str], list[str | None]]:
+    """Prompts and one negative prompt (or None) for each."""
+    if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
+        raise TypeError("prompts must be a list of texts")
+    if not prompts:
+        raise ValueError("need at least one prompt, got an empty list")
+    if images < 1:
+        raise ValueError(f"images_per_prompt must be at least 1, got {images}")
+    if negative is None or isinstance(negative, str):
+        return list(prompts), [negative] * len(prompts)
+    if len(negative) != len(prompts) or not all(isinstance(n, str) for n in negative):
+        raise ValueError(
+            f"need one negative prompt, a text, for each prompt: got {len(negative)} for {len(prompts)}"
+        )
+    return list(prompts), list(negative)
