@@ -61,7 +61,8 @@ class OpenClipEncoder(nn.Module):
         Args:
             model: a built-in name of open_clip ("ViT-L-14"), a hub id ("hf-hub:org/name", or just
                 "org/name"), or a folder with open_clip_config.json and a safetensors file.
-            pretrained: with a built-in name: open_clip's tag of the weights, or a safetensors file.
+            pretrained: with a built-in name: open_clip's tag of the weights, or a safetensors file (the
+                name must then be the right one of "ViT-L-14" and "ViT-L-14-quickgelu").
             allow_pickle: load .bin, .pt and .pth files too, by torch.load with weights_only.
             cache_dir: where downloads are kept instead of the hub's cache.
             dtype: as above.

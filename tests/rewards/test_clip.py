@@ -22,6 +22,16 @@ def test_declared_abilities_with_a_resize(net, tokenizer, pictures):
     check_reward(reward, pictures(3, 64, 48) / 255 * 0.8 + 0.1, ITEMS, step=1.0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_declared_abilities_on_a_gpu(net, tokenizer, pictures):
+    media = (pictures(3, 32, 32) / 255 * 0.8 + 0.1).cuda()
+    check_reward(ContrastiveScore(OpenClipEncoder(net, tokenizer)), media, ITEMS, tolerance=1e-3)
+    stays = ContrastiveScore(OpenClipEncoder(net, tokenizer), device="cpu")
+    assert stays(media, [stays.prepare(item) for item in ITEMS]).device == media.device
+    assert next(stays.encoder.parameters()).device.type == "cpu"
+
+
 def test_is_a_hundred_times_the_cosine(net, tokenizer, pictures):
     media = pictures(3, 32, 32) / 255
     reward = ContrastiveScore(OpenClipEncoder(net, tokenizer))

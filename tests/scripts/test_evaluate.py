@@ -131,6 +131,23 @@ def test_both_at_once_from_the_command_line(script, clip, tmp_path, capsys):
     assert "evaluation.json" in shown
 
 
+def test_the_embedded_model_is_loaded_once_for_both(script, clip, tmp_path, monkeypatch):
+    folder = str(write(tmp_path / "made", PROMPTS))
+    loads = []
+
+    def load_clip():
+        loads.append(clip)
+        name = f"local-dir:{clip}"
+        return open_clip.create_model(name), open_clip.get_tokenizer(name)
+
+    monkeypatch.setattr("steering.shapes.load_clip", load_clip)
+    embedded = {"clip": "shapes-clip", "features": "shapes-clip"}
+    values = [row["value"] for row in script.evaluate(folder, reference=folder, **embedded)["rows"]]
+    by_folder = script.evaluate(folder, reference=folder, clip=clip, features=clip)["rows"]
+    assert values == [row["value"] for row in by_folder]
+    assert len(loads) == 1
+
+
 def test_fewer_pictures_than_features_are_said_to_mislead(script, clip, tmp_path):
     folder = write(tmp_path / "made", PROMPTS[:3])
     with pytest.warns(UserWarning, match="3 pictures for 4 features"):
