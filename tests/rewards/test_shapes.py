@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from rewards import ShapesCLIP, ShapesVerifier
 from rewards.testing import check_reward
@@ -47,4 +46,3 @@ def test_clip_with_the_shipped_weights(rendered):
     wrong = reward(rendered, [features[1], features[2], features[0]])
     assert (right > wrong).all()
     check_reward(reward, rendered * 0.8 + 0.1, [Item(prompt) for prompt in PROMPTS])
-    assert torch.equal(reward.encoder.preprocess(rendered)[0].isfinite().all(), torch.tensor(True))
