@@ -211,6 +211,11 @@ class Recorder:
 
     def _on_step(self, *args: Any, **kwargs: Any) -> Any:
         bound = dict(self._signature.bind(*args, **kwargs).arguments)
+        if not {"sample", "model_output", "timestep"} <= bound.keys():
+            raise Refusal(
+                f"{type(self._scheduler).__name__}.step takes {', '.join(bound)}; replay needs a "
+                "prediction, a time and a state"
+            )
         calls, self._calls = self._calls, []
         if not self._recording.steps:
             self._recording.scheduler = _unpatched(self._scheduler)

@@ -14,6 +14,7 @@ from steering.adapters.capture import (
     Recorder,
     Recording,
     arguments,
+    networks_of,
     quiet_generator,
 )
 from steering.adapters.checks import (
@@ -27,7 +28,7 @@ from steering.adapters.conditioning import first_step
 from steering.adapters.guidance import fit_guidance
 from steering.adapters.leaves import LatentsLeaf, latents_leaf, row_leaf, same
 from steering.adapters.replay import CallPlan, Plan, TimeLeaf, fit_to_state, split_blocks
-from steering.schedulers import UnsupportedScheduler, call_times, training_interpolant
+from steering.schedulers import call_times, training_interpolant
 from steering.times import Time
 
 # Two rows at least: with one, some pipelines drop masks or crop. Lengths differ, so that masks stay.
@@ -50,8 +51,9 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
         Refusal: the pipeline cannot be replayed; the message says why.
     """
     probe = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
+    for name, network in networks_of(pipe).items():
+        check_network(name, network)
     recording = Recorder(pipe).run({**probe, **prompts_of(_PROBES[:_ROWS], negative)})
-    check_network(recording.network, pipe.__dict__[recording.network])
     times, first_call = _times_of(recording)
     windows = _windows(recording)
     wide_call = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
@@ -95,6 +97,8 @@ def prompts_of(prompts: Sequence[str], negative: bool) -> dict[str, Any]:
 def _times_of(recording: Recording) -> tuple[list[Time], int]:
     """Noise level of each recorded step, and the scheduler's model call at which they begin."""
     steps, scheduler = recording.steps, recording.scheduler
+    if not steps:
+        raise Refusal("the pipeline never calls scheduler.step, so there is nothing to replay")
     if len(steps) < 2:
         raise Refusal(
             "the pipeline takes a single step, which does not tell what changes between steps; use "
@@ -105,7 +109,7 @@ def _times_of(recording: Recording) -> tuple[list[Time], int]:
         raise Refusal(f"{_ROWS} prompts became {rows} states; cannot tell which is whose")
     try:
         times = call_times(scheduler)
-    except UnsupportedScheduler as error:
+    except ValueError as error:
         raise Refusal(str(error)) from error
     first = len(times) - len(steps)
     visited = [float(step.timestep.flatten()[0]) for step in steps]

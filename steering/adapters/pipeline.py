@@ -20,7 +20,7 @@ from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule
 from steering.model import Abilities, Meaning, Stage
 from steering.prediction import Posterior, posterior_of
-from steering.schedulers import UnsupportedScheduler, grid_of, prediction_of, training_interpolant
+from steering.schedulers import grid_of, prediction_of, training_interpolant
 from steering.times import Time, TimeGrid
 
 _CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
@@ -65,7 +65,10 @@ class PipelineModel:
         scheduler = self._plan.scheduler
         self._kind = prediction_of(scheduler)
         self._training = training_interpolant(scheduler)
-        self._grid = grid_of(scheduler, self._plan.first_call)
+        try:
+            self._grid = grid_of(scheduler, self._plan.first_call)
+        except ValueError as error:
+            raise Refusal(str(error)) from error
         self._tail = Tail(pipe, self._call, self._plan)
         example = torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(0))
         self._decoder = Decoder(pipe, self._tail, example.to(self.device))
@@ -79,7 +82,7 @@ class PipelineModel:
             return self._plans[negative]
         try:
             prediction_of(self.pipe.scheduler)
-        except UnsupportedScheduler as error:
+        except ValueError as error:
             raise Refusal(str(error)) from error
         self._plans[negative] = learn(self.pipe, self._call, negative=negative)
         return self._plans[negative]
