@@ -25,7 +25,7 @@ from steering.adapters.capture import (
     resized,
 )
 from steering.adapters.checks import Refusal
-from steering.adapters.leaves import Piece, flatten, snapshot
+from steering.adapters.leaves import flatten, snapshot
 from steering.adapters.replay import Pieces, Plan
 
 
@@ -115,27 +115,18 @@ def first_step(
 
 
 def signature_for(pieces: Pieces, owner: int) -> Hashable:
-    """Shapes of a row's pieces, with the plan that they belong to."""
-    return (owner, *((key, _shape(piece)) for call in pieces for key, piece in call.items()))
-
-
-def _shape(piece: Piece) -> Hashable:
-    if torch.is_tensor(piece):
-        return tuple(piece.shape)
-    return tuple(tuple(x.shape) if torch.is_tensor(x) else type(x).__name__ for x in piece)
+    """Shapes of a row's pieces, with the plan that they belong to; lists may hold any shapes."""
+    shapes = [
+        (key, tuple(piece.shape) if torch.is_tensor(piece) else type(piece).__name__)
+        for call in pieces
+        for key, piece in call.items()
+    ]
+    return (owner, *shapes)
 
 
 #: A prompt and its negative prompt, if any.
 Pair = tuple[str, str | None]
 _KEPT = 128  # prompts whose pieces are kept
-
-
-@dataclass(eq=False)
-class Initial:
-    """States that the pipeline starts from, and its generators after it drew them."""
-
-    states: Tensor
-    noise: list[tuple[torch.device, Tensor] | None]
 
 
 class Encoder:
@@ -151,65 +142,66 @@ class Encoder:
         self._call = call
         self._known: OrderedDict[tuple[int, Pair], Pieces] = OrderedDict()
 
-    def pieces(self, plan: Plan, pairs: Sequence[Pair]) -> list[Pieces]:
-        """Pieces of each prompt; those of known prompts are not captured again.
+    def fresh(self, plan: Plan, pairs: Sequence[Pair], images: int) -> list[Handle]:
+        """Handles of prompts whose states the search draws; known prompts are not captured again.
 
         Raises:
             Refusal: these prompts need another plan.
         """
-        found = {(id(plan), p): self._known.get((id(plan), p)) for p in pairs}
-        missing = [pair for (_, pair), pieces in found.items() if pieces is None]
+        pieces = self._pieces(plan, pairs)
+        return [
+            _handle(plan, pair, share)
+            for pair, share in zip(pairs, pieces, strict=True)
+            for _ in range(images)
+        ]
+
+    def started(
+        self,
+        plan: Plan,
+        pairs: Sequence[Pair],
+        images: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None,
+    ) -> list[Handle]:
+        """Handles that know the state from which the pipeline itself starts, from its one own call.
+
+        Raises:
+            Refusal: these prompts need another plan; the generators then stand as they stood.
+        """
+        generators = generator if isinstance(generator, list) else [generator] if generator else []
+        stood = [g.get_state() for g in generators]
+        try:
+            step = self._first_step(plan, pairs, generator or quiet_generator(), latents, images)
+        except Refusal:
+            for g, state in zip(generators, stood, strict=True):
+                g.set_state(state)
+            raise
+        rows = [pair for pair in pairs for _ in range(images)]
+        try:
+            pieces = plan.split(step.calls, len(rows))
+        except Refusal:  # a single row may be built otherwise than several
+            pieces = self._pieces(plan, rows)
+        handles = [_handle(plan, pair, share) for pair, share in zip(rows, pieces, strict=True)]
+        alone = len(generators) == len(rows)  # one shared generator serves all rows at once
+        for i, handle in enumerate(handles):
+            handle.initial = step.sample[i : i + 1].float()
+            if alone:
+                handle.noise_state = (generators[i].device, generators[i].get_state())
+        return handles
+
+    def _pieces(self, plan: Plan, pairs: Sequence[Pair]) -> list[Pieces]:
+        """Pieces of each prompt, from the cache where they are known."""
+        found = {pair: self._known.get((id(plan), pair)) for pair in pairs}
+        missing = [pair for pair, pieces in found.items() if pieces is None]
         if missing:
             # two rows at least: with one, some pipelines drop masks or crop
             asked = missing if len(missing) > 1 else missing * 2
             step = self._first_step(plan, asked, quiet_generator())
             for pair, pieces in zip(asked, plan.split(step.calls, len(asked)), strict=True):
-                found[id(plan), pair] = self._known[id(plan), pair] = pieces
+                found[pair] = self._known[id(plan), pair] = pieces
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
-        return [found[id(plan), p] for p in pairs]  # type: ignore[misc]
-
-    def initial(
-        self,
-        plan: Plan,
-        pairs: Sequence[Pair],
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None,
-        images: int,
-    ) -> Initial:
-        """States that the pipeline itself would start from, ``(prompts x images, *shape)``."""
-        rows = len(pairs) * images
-        step = self._first_step(plan, pairs, generator or quiet_generator(), latents, images)
-        noise: list[tuple[torch.device, Tensor] | None] = [None] * rows
-        if isinstance(generator, list):
-            noise = [(g.device, g.get_state()) for g in generator]
-        elif generator is not None and rows == 1:
-            noise = [(generator.device, generator.get_state())]
-        return Initial(step.sample.float(), noise)
-
-    def handles(
-        self,
-        plan: Plan,
-        pairs: Sequence[Pair],
-        pieces: Sequence[Pieces],
-        initial: Initial | None,
-        images: int,
-    ) -> list[Handle]:
-        """One handle for each prompt and image."""
-        made = []
-        for row in range(len(pairs) * images):
-            share = pieces[row // images]
-            made.append(
-                Handle(
-                    prompt=pairs[row // images][0],
-                    plan=plan,
-                    pieces=share,
-                    signature=signature_for(share, id(plan)),
-                    initial=None if initial is None else initial.states[row : row + 1],
-                    noise_state=None if initial is None else initial.noise[row],
-                )
-            )
-        return made
+        return [found[pair] for pair in pairs]  # type: ignore[misc]
 
     def _first_step(
         self,
@@ -237,3 +229,7 @@ class Encoder:
         if len(step.sample) != rows:
             raise Refusal(f"{rows} prompts and images became {len(step.sample)} states")
         return step
+
+
+def _handle(plan: Plan, pair: Pair, pieces: Pieces) -> Handle:
+    return Handle(pair[0], plan, pieces, signature_for(pieces, id(plan)))

@@ -40,7 +40,7 @@ class Tail:
         self._pipe = pipe
         self._call = call
         self._plan = plan
-        self._short = True
+        self._short = plan.first_call == 0  # starting part-way needs the whole schedule
         self._memo: dict[int, list[Any]] = {}
         #: further arguments of the pipeline's own unpacking of latents, once it was seen
         self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -57,15 +57,6 @@ class Tail:
             RuntimeError: the pipeline ends without the states having reached its tail.
         """
         states = x_0.detach().to(self._plan.dtype)
-        output, reached = self._run(states, output_type, checked)
-        if not reached and self._short:  # a pipeline that starts part-way needs its whole schedule
-            self._short = False
-            output, reached = self._run(states, output_type, checked)
-        if not reached:
-            raise RuntimeError(f"{type(self._pipe).__name__} ended without a scheduler step")
-        return output
-
-    def _run(self, states: Tensor, output_type: str | None, checked: bool) -> tuple[Any, bool]:
         reached = False
 
         def step(*args: Any, **kwargs: Any) -> StepOutput:
@@ -86,7 +77,10 @@ class Tail:
             return_dict=True,
         )
         with private_copy(self._pipe, scheduler, self._parts(len(states), checked)) as twin:
-            return twin(**kwargs), reached
+            output = twin(**kwargs)
+        if not reached:
+            raise RuntimeError(f"{type(self._pipe).__name__} ended without a scheduler step")
+        return output
 
     def _parts(self, rows: int, checked: bool) -> dict[str, Any]:
         """Stand-ins: the denoiser answers with zeros, prompts are encoded once a batch size."""

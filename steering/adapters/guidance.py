@@ -98,10 +98,11 @@ def _named(count: int, scales: Sequence[float]) -> Iterable[Guidance]:
     for g in scales:
         for conditional, weights in ((1, (1 - g, g)), (0, (g, 1 - g))):
             yield Guidance(f"norm of c, g = {g:g}", weights, _match_norm(conditional))
-            for share in scales:
-                if 0 < share <= 1:
-                    finish = _match_std(conditional, share)
-                    yield Guidance(f"rescaled by {share:g}, g = {g:g}", weights, finish)
+            for share in (s for s in scales if 0 < s <= 1):
+                finish = _match_std(conditional, share)
+                yield Guidance(f"rescaled by {share:g}, g = {g:g}", weights, finish)
+        for most in (s for s in scales if s > 0):
+            yield Guidance(f"norm of c at most, g = {g:g}", (1 + g, -g), _limit_norm(most))
 
 
 def _match_std(conditional: int, share: float) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
@@ -121,5 +122,17 @@ def _match_norm(conditional: int) -> Callable[[Tensor, Sequence[Tensor]], Tensor
     def finish(total: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         wanted = outputs[conditional].float().norm(dim=-1, keepdim=True)
         return total * (wanted / total.norm(dim=-1, keepdim=True))
+
+    return finish
+
+
+def _limit_norm(most: float) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
+    """Rows keep at most so many times the norm of the conditional output, negated (Z-Image)."""
+
+    def finish(total: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        dims = list(range(1, total.ndim))
+        limit = most * torch.linalg.vector_norm(outputs[0].float(), dim=dims, keepdim=True)
+        norm = torch.linalg.vector_norm(total, dim=dims, keepdim=True)
+        return -total * (limit / norm).clamp(max=1.0)
 
     return finish

@@ -31,8 +31,9 @@ from steering.adapters.replay import CallPlan, Plan, TimeLeaf, fit_to_state, spl
 from steering.schedulers import call_times, training_interpolant
 from steering.times import Time
 
-# Two rows at least: with one, some pipelines drop masks or crop. Lengths differ, so that masks stay.
-_PROBES = ("a", "two red cubes on a table", "a cat", "one blue ring left of three green stars")
+# Two rows at least: with one, some pipelines drop masks or crop. Lengths differ, so that masks stay;
+# the first two hold the longest, so that both calls are padded alike.
+_PROBES = ("a", "one blue ring left of three green stars", "a cat", "two red cubes on a table")
 _ROWS = 2
 
 #: A map of the scheduler's time into the argument's dtype.

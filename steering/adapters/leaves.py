@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from steering.adapters.checks import Refusal, relative, tolerance
 
-#: A row's share of one argument: a tensor ``(blocks, per, *rest)``, or a list of one entry a block.
-Piece = Tensor | list[Any]
+#: A row's share of one argument: a tensor ``(blocks, per, *rest)``, or a list of one entry a block;
+#: None where the pipeline leaves the argument out (masks of prompts that need no padding).
+Piece = Tensor | list[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,16 @@ class RowLeaf:
     dim: int | None = 0
 
     def split(self, value: Any, rows: int) -> list[Piece]:
-        """Each row's piece of the argument."""
+        """Each row's piece of the argument.
+
+        Raises:
+            Refusal: the argument does not hold entries for these rows.
+        """
+        if value is None:
+            return [None] * rows
+        size = len(value) if self.dim is None else value.shape[self.dim]
+        if size == 0 or size % (self.blocks * rows):
+            raise Refusal(f"an argument of the network holds {size} entries for {rows} prompts")
         if self.dim is None:
             return [[value[b * rows + i] for b in range(self.blocks)] for i in range(rows)]
         x = value.movedim(self.dim, 0)
@@ -100,6 +110,8 @@ class RowLeaf:
 
     def join(self, pieces: Sequence[Any]) -> Any:
         """The argument for rows with these pieces; inverse of :meth:`split`."""
+        if pieces[0] is None:
+            return None
         if self.dim is None:
             return [piece[b] for b in range(self.blocks) for piece in pieces]
         return torch.stack(list(pieces), 1).flatten(0, 2).movedim(0, self.dim)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steering.adapters.checks import Refusal, check_call, check_pipeline
-from steering.adapters.conditioning import Encoder, Handle
+from steering.adapters.conditioning import Encoder, Handle, Pair
 from steering.adapters.decode import Decoder, Tail, media_of
 from steering.adapters.learn import learn
 from steering.adapters.replay import Plan
@@ -157,16 +157,17 @@ class PipelineModel:
         texts, negatives = _check_prompts(prompts, negative, images_per_prompt)
         pairs = list(zip(texts, negatives, strict=True))
         try:
-            pieces = self._encoder.pieces(self._plan, pairs)
+            return self._handles(pairs, generator, latents, images_per_prompt)
         except Refusal:  # negative prompts may bring a pass of their own (Flux)
             self._plan = self._learn(negative=negatives[0] is not None)
-            pieces = self._encoder.pieces(self._plan, pairs)
-        initial = None
-        if generator is not None or latents is not None:
-            initial = self._encoder.initial(
-                self._plan, pairs, generator, latents, images_per_prompt
-            )
-        return self._encoder.handles(self._plan, pairs, pieces, initial, images_per_prompt)
+            return self._handles(pairs, generator, latents, images_per_prompt)
+
+    def _handles(
+        self, pairs: list[Pair], generator: Any, latents: Tensor | None, images: int
+    ) -> list[Handle]:
+        if generator is None and latents is None:
+            return self._encoder.fresh(self._plan, pairs, images)
+        return self._encoder.started(self._plan, pairs, images, generator, latents)
 
     def denoise(
         self, x_t: Tensor, times: Sequence[Time], conditioning: Sequence[Handle]
