@@ -1,66 +1,28 @@
 """Watch a pipeline's own call, on a shallow copy, without touching the user's object.
 
 Parts of the copy are replaced through its ``__dict__``: ordinary assignment would rewrite the shared
-configuration. Networks are stood in for by :class:`Stand`, the scheduler by a deep copy.
+configuration. The scheduler is a deep copy, networks are stood in for by ``Stand``.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from steering.adapters.checks import Refusal, signature_of
 from steering.adapters.leaves import Arguments, flatten, same, snapshot
-
-#: A handler of network calls: name, real network, arguments; returns the output.
-Handler = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+from steering.adapters.stand import Stand, first_output, patch, resized
 
 
 class Enough(BaseException):
     """Ends a watched call early; passes through the pipeline's own error handling."""
-
-
-class Stand:
-    """Stands where a network stood: everything but a call is the real one's."""
-
-    def __init__(self, name: str, network: nn.Module, handler: Handler) -> None:
-        self.__dict__.update(_name=name, _network=network, _handler=handler)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(self._network)  # pipelines check the kind of their parts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_network"], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._network, name, value)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._handler(self._name, self._network, args, kwargs)
-
-
-class StepOutput(tuple[Tensor, Tensor]):
-    """What a replaced ``scheduler.step`` returns: a tuple and the named output at once."""
-
-    @property
-    def prev_sample(self) -> Tensor:
-        """The new state."""
-        return self[0]
-
-    @property
-    def pred_original_sample(self) -> Tensor:
-        """The clean state, as far as a stand-in knows."""
-        return self[1]
 
 
 def networks_of(pipe: Any) -> dict[str, nn.Module]:
@@ -104,16 +66,6 @@ def arguments(pipe: Any, call: Mapping[str, Any], **own: Any) -> dict[str, Any]:
 def quiet_generator() -> torch.Generator:
     """A generator of our own, so that probes leave the global one alone."""
     return torch.Generator().manual_seed(0)
-
-
-def patch(scheduler: Any, method: str, replacement: Callable[..., Any]) -> None:
-    """Replace a scheduler's method, keeping the signature that pipelines read."""
-
-    @functools.wraps(getattr(scheduler, method))
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return replacement(*args, **kwargs)
-
-    setattr(scheduler, method, replaced)
 
 
 @dataclass(eq=False)
@@ -266,38 +218,3 @@ def _unpatched(scheduler: Any) -> Any:
     clean.__dict__.clear()
     clean.__dict__.update(copy.deepcopy(state))
     return clean
-
-
-def first_output(raw: Any) -> Any:
-    """The prediction within a network's output: a tensor, or a list of row tensors."""
-    return raw if torch.is_tensor(raw) else raw[0]
-
-
-def resized(raw: Any, rows: int, of: int, random: torch.Generator | None) -> Any:
-    """An output like ``raw`` for another number of rows: zeros, or random numbers.
-
-    Args:
-        raw: what the network returned for ``of`` rows.
-        rows: rows wanted, in the same unit.
-        of: rows that ``raw`` has.
-        random: generator of the numbers; None for zeros.
-    """
-
-    def like(x: Any) -> Any:
-        if not torch.is_tensor(x) or not x.is_floating_point():
-            return x
-        shape = (x.shape[0] * rows // of, *x.shape[1:]) if x.ndim else ()
-        if random is None:
-            return x.new_zeros(shape)
-        return torch.randn(shape, generator=random).to(x)
-
-    head = first_output(raw)
-    if isinstance(head, list):  # a list of rows: its length follows the batch, not its tensors
-        parts = [like_row(head[0], random) for _ in range(len(head) * rows // of)]
-        return (parts, *raw[1:])
-    return pytree.tree_map(like, raw)
-
-
-def like_row(x: Tensor, random: torch.Generator | None) -> Tensor:
-    """Zeros or random numbers of the shape of one row."""
-    return torch.zeros_like(x) if random is None else torch.randn(x.shape, generator=random).to(x)

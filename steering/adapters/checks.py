@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,30 @@ def check_network(name: str, network: Any) -> None:
             f"feature caching is enabled on {name}, so its output depends on earlier calls; switch "
             f"it off with pipe.{name}.disable_cache()"
         )
+
+
+def check_prompts(
+    prompts: Sequence[str], negative: Sequence[str] | str | None, images: int
+) -> tuple[list[str], list[str | None]]:
+    """Prompts, and one negative prompt (or None) for each.
+
+    Raises:
+        TypeError: a prompt that is no text.
+        ValueError: no prompts, or numbers that do not match.
+    """
+    if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
+        raise TypeError("prompts must be a list of texts")
+    if not prompts:
+        raise ValueError("need at least one prompt, got an empty list")
+    if images < 1:
+        raise ValueError(f"images_per_prompt must be at least 1, got {images}")
+    if negative is None or isinstance(negative, str):
+        return list(prompts), [negative] * len(prompts)
+    if len(negative) != len(prompts) or not all(isinstance(n, str) for n in negative):
+        raise ValueError(
+            f"need one negative prompt, a text, for each prompt: got {len(negative)} for {len(prompts)}"
+        )
+    return list(prompts), list(negative)
 
 
 def signature_of(pipe: Any) -> dict[str, Any]:

@@ -13,20 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering.adapters.capture import (
-    Enough,
-    NetworkCall,
-    Stand,
-    arguments,
-    first_output,
-    patch,
-    private_copy,
-    quiet_generator,
-    resized,
-)
+from steering.adapters.capture import Enough, NetworkCall, arguments, private_copy, quiet_generator
 from steering.adapters.checks import Refusal
 from steering.adapters.leaves import flatten, snapshot
 from steering.adapters.replay import Pieces, Plan
+from steering.adapters.stand import Stand, first_output, patch, resized
 
 
 @dataclass(eq=False)

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from steering.adapters.capture import (
-    Stand,
-    StepOutput,
-    arguments,
-    patch,
-    private_copy,
-    quiet_generator,
-    resized,
-)
+from steering.adapters.capture import arguments, private_copy, quiet_generator
 from steering.adapters.checks import tolerance
 from steering.adapters.replay import Plan
+from steering.adapters.stand import Stand, StepOutput, patch, resized
 
 _PROMPT = "a"  # the tail does not look at prompts; one text keeps the memo small
 _MEMO_SIZES = 2  # batch sizes whose encoded prompts are kept
@@ -122,6 +115,12 @@ class Tail:
         return self._pipe._unpack_latents(latents, *args, **kwargs)
 
 
+def media_of(output: Any) -> tuple[str, Any]:
+    """Name and value of the media in a pipeline's output object (its first field)."""
+    name = fields(output)[0].name
+    return name, getattr(output, name)
+
+
 def _shorten(scheduler: Any) -> None:
     """Make the scheduler list its last time only, so that the loop turns once."""
     whole = scheduler.set_timesteps
@@ -132,12 +131,6 @@ def _shorten(scheduler: Any) -> None:
         return result
 
     patch(scheduler, "set_timesteps", set_timesteps)
-
-
-def media_of(output: Any) -> tuple[str, Any]:
-    """Name and value of the media in a pipeline's output object (its first field)."""
-    name = fields(output)[0].name
-    return name, getattr(output, name)
 
 
 def _affine(vae: Any, z: Tensor) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from steering.adapters.capture import (
     NetworkCall,
@@ -24,10 +23,11 @@ from steering.adapters.checks import (
     signature_of,
     tolerance,
 )
+from steering.adapters.clock import find_time
 from steering.adapters.conditioning import first_step
 from steering.adapters.guidance import fit_guidance
 from steering.adapters.leaves import LatentsLeaf, latents_leaf, row_leaf, same
-from steering.adapters.replay import CallPlan, Plan, TimeLeaf, fit_to_state, split_blocks
+from steering.adapters.replay import CallPlan, Plan, fit_to_state, split_blocks
 from steering.schedulers import call_times, training_interpolant
 from steering.times import Time
 
@@ -35,9 +35,6 @@ from steering.times import Time
 # the first two hold the longest, so that both calls are padded alike.
 _PROBES = ("a", "one blue ring left of three green stars", "a cat", "two red cubes on a table")
 _ROWS = 2
-
-#: A map of the scheduler's time into the argument's dtype.
-TimeMap = Callable[[Tensor, torch.dtype], Tensor]
 
 
 def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
@@ -167,7 +164,13 @@ def _learn_call(
             f"beside the latents exactly the time may change between steps, but what changes is: "
             f"{named}; switch off options that depend on the step"
         )
-    time = _find_time(pipe, recording, calls, others[0])
+    time = find_time(
+        others[0],
+        first.names[others[0]],
+        [call.arguments.values[others[0]] for call in calls],
+        [step.timestep for step in recording.steps],
+        _time_scales(pipe, recording),
+    )
     rows = []
     for i, (small, large) in enumerate(zip(first.values, wide.arguments.values, strict=True)):
         if i not in changing:
@@ -207,49 +210,13 @@ def _check_tail(calls: Sequence[NetworkCall], leaf: LatentsLeaf) -> None:
         raise Refusal("what the pipeline joins to the latents changes between steps")
 
 
-def _find_time(
-    pipe: Any, recording: Recording, calls: Sequence[NetworkCall], index: int
-) -> TimeLeaf:
-    """The map from the scheduler's time to the network's, exact on every step."""
-    values = [call.arguments.values[index] for call in calls]
-    name = calls[0].arguments.names[index]
-    if not all(torch.is_tensor(v) for v in values):
-        raise Refusal(f"the network's argument {name} changes between steps but is no tensor")
-    # float rows serve integer times too: between grid points there is no integer
-    dtype = values[0].dtype if values[0].is_floating_point() else torch.float32
-    network = pipe.__dict__[recording.network]
-    for label, convert in _time_maps(recording.scheduler, network):
-        wanted = [
-            convert(step.timestep.to(v.device, torch.float32).reshape(-1)[:1], dtype)
-            for step, v in zip(recording.steps, values, strict=True)
-        ]
-        if all(_near(v.to(dtype), w) for v, w in zip(values, wanted, strict=True)):
-            return TimeLeaf(index, label, convert, dtype, tuple(values[0].shape[1:]))
-    raise Refusal(f"the network's argument {name} is no known function of the scheduler's time")
-
-
-def _near(value: Tensor, wanted: Tensor) -> bool:
-    bound = 1e-6 if value.dtype in (torch.float32, torch.float64) else 0.0
-    spread = wanted.to(value.dtype).reshape([1] * value.ndim).expand(value.shape)
-    return relative(value, spread) <= bound
-
-
-def _time_maps(scheduler: Any, network: Any) -> Iterator[tuple[str, TimeMap]]:
-    """Known conventions; in half precision the cast may come before or after the arithmetic."""
-    steps = float(scheduler.config.num_train_timesteps)
-    factors = {"t": 1.0, "t / N": 1.0 / steps}
-    scale = getattr(getattr(network, "config", None), "timestep_scale", None)
-    if scale is not None:
-        factors["t timestep_scale"] = float(scale)
-    for name, factor in factors.items():
-        if name == "t / N":  # dividing and multiplying round differently
-            yield name, lambda t, d: t.to(d) / steps
-            yield name, lambda t, d: (t / steps).to(d)
-        else:
-            yield name, lambda t, d, f=factor: t.to(d) * f  # type: ignore[misc]
-            yield name, lambda t, d, f=factor: (t * f).to(d)  # type: ignore[misc]
-    yield "(N - t) / N", lambda t, d: ((steps - t) / steps).to(d)
-    yield "(N - t) / N", lambda t, d: (steps - t.to(d)) / steps
+def _time_scales(pipe: Any, recording: Recording) -> dict[str, float]:
+    """Numbers that pipelines divide or multiply the time by."""
+    steps = float(recording.scheduler.config.num_train_timesteps)
+    config = getattr(pipe.__dict__[recording.network], "config", None)
+    scale = getattr(config, "timestep_scale", None)
+    own = {} if scale is None else {"timestep_scale": float(scale)}
+    return {"num_train_timesteps": steps, "1000": 1000.0, **own}
 
 
 def _learn_guidance(

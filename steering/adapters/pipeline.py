@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from steering.adapters.checks import Refusal, check_call, check_pipeline
+from steering.adapters.checks import Refusal, check_call, check_pipeline, check_prompts
 from steering.adapters.conditioning import Encoder, Handle, Pair
-from steering.adapters.decode import Decoder, Tail, media_of
+from steering.adapters.decode import Decoder, Tail
 from steering.adapters.learn import learn
+from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule
 from steering.model import Abilities, Meaning, Stage
@@ -70,12 +68,11 @@ class PipelineModel:
         except ValueError as error:
             raise Refusal(str(error)) from error
         self._tail = Tail(pipe, self._call, self._plan)
+        self._renderer = Renderer(self._tail)
         example = torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(0))
         self._decoder = Decoder(pipe, self._tail, example.to(self.device))
         self._gathered: OrderedDict[tuple[int, ...], tuple[Any, Any]] = OrderedDict()
         self._levels: dict[Time, list[float]] = {}
-        self._output_type: type | None = None
-        self._extras: dict[int, dict[str, Any]] = {}
 
     def _learn(self, *, negative: bool) -> Plan:
         if negative in self._plans:
@@ -154,7 +151,7 @@ class PipelineModel:
             TypeError: a prompt that is no text.
         """
         negative = self._negative if negative_prompts is None else negative_prompts
-        texts, negatives = _check_prompts(prompts, negative, images_per_prompt)
+        texts, negatives = check_prompts(prompts, negative, images_per_prompt)
         pairs = list(zip(texts, negatives, strict=True))
         try:
             return self._handles(pairs, generator, latents, images_per_prompt)
@@ -248,30 +245,9 @@ class PipelineModel:
         """
         return self._decoder(x_0)
 
-    @torch.no_grad()
     def render(self, x_0: Tensor, conditioning: Sequence[Handle]) -> list[Any]:
         """Final media of each row by the pipeline's own tail, in the user's ``output_type``."""
-        output = self._tail(x_0)
-        media = list(media_of(output)[1])
-        if len(media) != len(x_0):  # some tails drop rows silently
-            if len(x_0) == 1:
-                raise RuntimeError(f"{type(self.pipe).__name__} made {len(media)} media of one row")
-            return [self.render(row, conditioning[:1])[0] for row in x_0.split(1)]
-        self._output_type = type(output)
-        for index, entry in enumerate(media):
-            self._remember(entry, output, index, len(media))
-        return media
-
-    def _remember(self, entry: Any, output: Any, index: int, rows: int) -> None:
-        """Keep what the pipeline says of a row beside its media (safety flags), while it lives."""
-        extras = {}
-        for field in fields(output)[1:]:
-            value = getattr(output, field.name)
-            if isinstance(value, list | np.ndarray | Tensor) and len(value) == rows:
-                extras[field.name] = value[index]
-        if extras:
-            self._extras[id(entry)] = extras
-            weakref.finalize(entry, self._extras.pop, id(entry), None)
+        return self._renderer(x_0)
 
     def merge_output(self, rows: Sequence[Any]) -> Any:
         """The pipeline's own output type, from entries that :meth:`render` returned.
@@ -279,20 +255,7 @@ class PipelineModel:
         Raises:
             ValueError: nothing was rendered yet.
         """
-        if self._output_type is None or not rows:
-            raise ValueError("merge_output needs entries that render() returned")
-        media: Any = list(rows)
-        if isinstance(rows[0], np.ndarray):
-            media = np.stack(media)
-        elif torch.is_tensor(rows[0]):
-            media = torch.stack(media)
-        first, *others = (field.name for field in fields(self._output_type))
-        known = [self._extras.get(id(entry), {}) for entry in rows]
-        beside = {
-            name: [e[name] for e in known] if all(name in e for e in known) else None
-            for name in others
-        }
-        return self._output_type(**{first: media, **beside})
+        return self._renderer.merge(rows)
 
     def scheduler_calls(self) -> int:
         """Model calls that one trajectory of the pipeline's own scheduler makes."""
@@ -301,22 +264,3 @@ class PipelineModel:
     def scheduler_run(self, conditioning: Handle, draws: Sequence[int]) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids."""
         return PipelineSchedule(conditioning.plan, conditioning, draws)
-
-
-def _check_prompts(
-    prompts: Sequence[str], negative: Sequence[str] | str | None, images: int
-) -> tuple[list[str], list[str | None]]:
-    """Prompts and one negative prompt (or None) for each."""
-    if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
-        raise TypeError("prompts must be a list of texts")
-    if not prompts:
-        raise ValueError("need at least one prompt, got an empty list")
-    if images < 1:
-        raise ValueError(f"images_per_prompt must be at least 1, got {images}")
-    if negative is None or isinstance(negative, str):
-        return list(prompts), [negative] * len(prompts)
-    if len(negative) != len(prompts) or not all(isinstance(n, str) for n in negative):
-        raise ValueError(
-            f"need one negative prompt, a text, for each prompt: got {len(negative)} for {len(prompts)}"
-        )
-    return list(prompts), list(negative)

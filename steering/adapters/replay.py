@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,41 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from steering.adapters.capture import NetworkCall, first_output
+from steering.adapters.capture import NetworkCall
 from steering.adapters.checks import Refusal
+from steering.adapters.clock import TimeLeaf
 from steering.adapters.guidance import Guidance
 from steering.adapters.leaves import LatentsLeaf, Piece, RowLeaf, rebuild, same
+from steering.adapters.stand import first_output
 
 #: What one prompt hands to each call: the place of an argument, and the row's piece of it.
 Pieces = tuple[Mapping[int, Piece], ...]
 #: Key in :data:`Pieces` of what follows the state in its own argument.
 TAIL = -1
-
-
-@dataclass(frozen=True)
-class TimeLeaf:
-    """The argument that carries the time.
-
-    Attributes:
-        index: its place among the call's values.
-        name: the map from the scheduler's time, for messages.
-        convert: the map itself, of a row vector and the argument's dtype.
-        dtype: dtype in which the network gets it.
-        rest: further dimensions over which it is spread (tokens).
-    """
-
-    index: int
-    name: str
-    convert: Callable[[Tensor, torch.dtype], Tensor]
-    dtype: torch.dtype
-    rest: tuple[int, ...] = ()
-
-    def build(self, t: Tensor, blocks: int) -> Tensor:
-        """The argument from times ``(n,)``: always a row vector, ``(blocks x n, *rest)``."""
-        value = self.convert(t, self.dtype).repeat(blocks)
-        if not self.rest:
-            return value
-        return value.reshape(-1, *[1] * len(self.rest)).expand(-1, *self.rest)
 
 
 @dataclass(frozen=True, eq=False)

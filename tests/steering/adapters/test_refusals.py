@@ -126,7 +126,6 @@ def test_feature_caching(tiny):
 
 
 def test_two_networks_a_step(tiny):
-    base = tiny.sd()
     control = diffusers.ControlNetModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -137,18 +136,15 @@ def test_two_networks_a_step(tiny):
         norm_num_groups=4,
         conditioning_embedding_out_channels=(8, 8),
     )
-    parts = {k: v for k, v in base.components.items() if k != "image_encoder"}
     pipe = diffusers.StableDiffusionControlNetPipeline(
-        **parts, controlnet=control, requires_safety_checker=False
+        **tiny.parts(tiny.sd()), controlnet=control, requires_safety_checker=False
     )
     with pytest.raises(Refusal, match="several networks"):
         adapt(pipe, call={**CALL, "image": PICTURE})
 
 
 def test_latents_changed_between_steps(tiny):
-    base = tiny.sd()
-    parts = {k: v for k, v in base.components.items() if k != "image_encoder"}
-    pipe = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipe = tiny.inpaint(channels=4)
     mask = PIL.Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
     call = {**CALL, "image": PICTURE, "mask_image": mask, "height": 16, "width": 16}
     with pytest.raises(Refusal, match="changes the latents between"):

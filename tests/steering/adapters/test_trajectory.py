@@ -2,6 +2,7 @@
 
 import diffusers
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -124,12 +125,46 @@ def test_flux_dynamic_shift(tiny, walk):
     agree(adapt(pipe, call=SIZE), pipe, SIZE, walk)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "pixart"])
+PICTURE = PIL.Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
+MASK = PIL.Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+FAMILIES = {
+    "sdxl": {},
+    "sd3": {},
+    "pixart": {"use_resolution_binning": False, "clean_caption": False},
+    "perturbed_attention": {},
+    "kontext": {"image": PICTURE, "max_area": 256, "_auto_resize": False},
+    "z_image": {"height": 32, "width": 32, "guidance_scale": 3.0, "max_sequence_length": 16},
+    "qwen": {"height": 32, "width": 32},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_other_families(tiny, walk, name):
     pipe = getattr(tiny, name)()
-    call = dict(SIZE)
-    if name == "pixart":
-        call |= {"use_resolution_binning": False, "clean_caption": False}
+    call = {**SIZE, **FAMILIES[name]}
+    agree(adapt(pipe, call=call), pipe, call, walk)
+
+
+def test_guidance_that_keeps_a_norm(tiny, walk):
+    pipe = tiny.qwen()
+    call = {**SIZE, "height": 32, "width": 32, "true_cfg_scale": 3.0}
+    agree(adapt(pipe, call=call), pipe, call, walk, negative="cat")
+    pipe = tiny.z_image()
+    call = {**SIZE, **FAMILIES["z_image"], "cfg_normalization": True}
+    agree(adapt(pipe, call=call), pipe, call, walk)
+
+
+def test_image_to_image_starts_part_way(tiny, walk):
+    pipe = tiny.image_to_image()
+    call = {"num_inference_steps": 6, "image": PICTURE, "strength": 0.6}
+    model = adapt(pipe, call=call)
+    assert model.scheduler_calls() == 3
+    agree(model, pipe, call, walk)
+
+
+def test_inpainting_by_channels(tiny, walk):
+    call = {**SIZE, "image": PICTURE, "mask_image": MASK}
+    pipe = tiny.inpaint(channels=9)
     agree(adapt(pipe, call=call), pipe, call, walk)
 
 

@@ -13,6 +13,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -181,6 +185,31 @@ def flux(guidance_embeds: bool = False, scheduler: Any = None) -> Any:
     )
 
 
+def parts(pipe: Any) -> dict[str, Any]:
+    """Components to build a sibling of a Stable Diffusion or Flux pipeline from."""
+    return {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+
+
+def image_to_image() -> Any:
+    return diffusers.StableDiffusionImg2ImgPipeline(**parts(sd()), requires_safety_checker=False)
+
+
+def inpaint(channels: int) -> Any:
+    return diffusers.StableDiffusionInpaintPipeline(
+        **parts(sd(in_channels=channels)), requires_safety_checker=False
+    )
+
+
+def kontext() -> Any:
+    return diffusers.FluxKontextPipeline(**parts(flux()))
+
+
+def perturbed_attention() -> Any:
+    return diffusers.StableDiffusionPAGPipeline(
+        **parts(sd()), requires_safety_checker=False, pag_applied_layers="mid"
+    )
+
+
 def sd3() -> Any:
     torch.manual_seed(0)
     transformer = diffusers.SD3Transformer2DModel(
@@ -234,4 +263,82 @@ def pixart() -> Any:
         scheduler=diffusers.DPMSolverMultistepScheduler(),
         text_encoder=t5().eval(),
         tokenizer=tokenizer(),
+    )
+
+
+def z_image() -> Any:
+    """Its network takes and returns lists of rows, and the negative of the flow."""
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=16,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
+    settings = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text = Qwen3Config(
+        hidden_size=16, intermediate_size=16, vocab_size=len(WORDS) + 4, head_dim=8, **settings
+    )
+    words = tokenizer(64)
+    words.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return diffusers.ZImagePipeline(
+        transformer=lively(transformer),
+        vae=vae(16, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=Qwen3Model(text).eval(),
+        tokenizer=words,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def qwen() -> Any:
+    """Its masks come and go with padding, and its guidance keeps the norm."""
+    torch.manual_seed(0)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+    autoencoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=24,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1] * 4,
+        latents_std=[1.2] * 4,
+    )
+    size = len(WORDS) + 4
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": rope,
+            "vocab_size": size,
+            "bos_token_id": size - 2,
+            "eos_token_id": size - 1,
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )
+    return diffusers.QwenImagePipeline(
+        transformer=lively(transformer),
+        vae=autoencoder.eval(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval(),
+        tokenizer=tokenizer(256),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )
