@@ -1,0 +1,33 @@
+"""Benchmarks; each writes ``{"meta": {...}, "rows": [flat records]}`` to a JSON file.
+
+    python scripts/benchmark.py exactness --json outputs/exactness.json --quick
+    python scripts/benchmark.py chain-laws
+
+Run again with the same file, a benchmark computes only the cells that it lacks.
+"""
+
+from benchmarks import chain_laws, exactness
+from jsonargparse import ArgumentParser
+
+# Each module has add_arguments(parser) and run(options); a further benchmark is one more entry.
+COMMANDS = {"exactness": exactness, "chain-laws": chain_laws}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one benchmark.
+
+    Args:
+        args: the command line without the program's name; None takes the process's own.
+    """
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subcommands(dest="command")
+    for name, module in COMMANDS.items():
+        sub = ArgumentParser(description=module.__doc__.splitlines()[0])
+        module.add_arguments(sub)
+        commands.add_subcommand(name, sub)
+    options = parser.parse_args(args)
+    COMMANDS[options.command].run(options[options.command])
+
+
+if __name__ == "__main__":
+    main()

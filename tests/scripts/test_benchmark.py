@@ -1,0 +1,137 @@
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from steering.chain_law import saved_laws
+from steering.tilted import PROBLEMS
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def exactness():
+    return importlib.import_module("benchmarks.exactness")
+
+
+def command(*args: str) -> None:
+    threads = torch.get_num_threads()
+    importlib.import_module("benchmark").main(list(args))
+    torch.set_num_threads(threads)
+
+
+KEYS = {
+    "problem",
+    "sampler",
+    "k",
+    "nfe",
+    "runs",
+    "reward_mean",
+    "reward_exact",
+    "mode_tv",
+    "mode_tv_se",
+    "mode_tv_chain",
+    "log_z",
+    "log_z_se",
+    "log_z_exact",
+}
+
+
+def test_exactness_writes_flat_rows_and_goes_on_where_it_stopped(tmp_path, exactness, monkeypatch):
+    file = tmp_path / "new folder" / "exactness.json"
+    cell = ["exactness", "--json", str(file), "--k", "4", "--runs", "6", "--problems", "linear"]
+    command(*cell, "--samplers", "fk-difference")
+    first = json.loads(file.read_text())
+    assert {"versions", "device", "seed", "command", "date"} <= first["meta"].keys()
+    (row,) = first["rows"]
+    assert row.keys() >= KEYS
+    assert row["nfe"] == 50 * 4
+    assert row["runs"] == 6
+    assert row["reward_exact"] == pytest.approx(3.170, abs=1e-3)
+    assert all(isinstance(v, int | float | str | list | None) for v in row.values())
+
+    ran = []
+    simulate = exactness.simulate
+    monkeypatch.setattr(
+        exactness, "simulate", lambda *args: ran.append(args[0].name) or simulate(*args)
+    )
+    command(*cell, "indicator", "--samplers", "fk-difference", "best-of-n")
+    rows = json.loads(file.read_text())["rows"]
+    assert rows[0] == row
+    assert len(rows) == 4
+    assert ran == ["linear", "indicator", "indicator"], "the finished cell was not run again"
+    assert [r["log_z"] is None for r in rows if r["sampler"] == "best-of-n"] == [True, True]
+    assert not list(file.parent.glob("*.tmp"))
+
+
+def test_the_same_seed_gives_the_same_rows(exactness):
+    problem = PROBLEMS["rare"]()
+    search = exactness.SAMPLERS["smc-ess"](4)
+    a = exactness.simulate(problem, search, 5, seed=1, batch_size=64)
+    b = exactness.simulate(problem, search, 5, seed=1, batch_size=64)
+    c = exactness.simulate(problem, search, 5, seed=2, batch_size=64)
+    assert torch.equal(a.log_z, b.log_z)
+    assert not torch.isin(a.log_z, c.log_z).any()
+
+
+def test_figures_of_a_cell_by_hand(exactness):
+    """Half the runs at one mode, half at another: every figure can be said in advance."""
+    problem, law = PROBLEMS["linear"](), saved_laws()["linear"]
+    masses = torch.zeros(100, 8, dtype=torch.float64)
+    masses[:50, 1] = masses[50:, 2] = 1
+    rewards = torch.arange(100).double() % 2
+    runs = exactness.Runs(masses, rewards, rewards, rewards.log1p(), torch.full((100,), 800.0))
+    row = exactness.summarise(runs, problem, law)
+    exact = problem.masses
+    apart = float((0.5 - exact[[1, 2]]).abs().sum() + exact.sum() - exact[[1, 2]].sum())
+    assert row["mode_tv"] == pytest.approx(0.5 * apart)
+    assert row["reward_mean"] == 0.5
+    assert row["reward_se"] == pytest.approx(0.5 / math.sqrt(99))
+    assert row["independent"] == pytest.approx(0.99)
+    assert row["log_z"] == pytest.approx(math.log(1.5))
+    assert row["log_z_se"] == pytest.approx(0.5 / math.sqrt(99) / 1.5, rel=0.15)
+    assert 0 < row["mode_tv_se"] < 0.1
+
+
+def test_unknown_names_are_refused_before_any_work(tmp_path, capsys):
+    for wrong in (["--samplers", "nonsense"], ["--problems", "nonsense"]):
+        with pytest.raises(SystemExit):
+            command("exactness", "--json", str(tmp_path / "x.json"), *wrong)
+        assert "nonsense" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_result_file_is_not_overwritten(tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text('{"something": "else"}')
+    with pytest.raises(ValueError, match="not a result file"):
+        command("exactness", "--json", str(file), "--quick")
+    assert file.read_text() == '{"something": "else"}'
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    common = importlib.import_module("benchmarks.common")
+    file = tmp_path / "rows.json"
+    common.write_atomically(file, "old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        common.write_atomically(file, "new")
+    assert [f.name for f in tmp_path.iterdir()] == ["rows.json"]
+    assert file.read_text() == "old"
+
+
+def test_chain_laws_are_written_in_the_saved_form(tmp_path):
+    file = tmp_path / "laws.json"
+    command("chain-laws", "--json", str(file), "--samples", "1000")
+    laws = json.loads(file.read_text())["laws"]
+    assert [law["problem"] for law in laws] == list(PROBLEMS)
