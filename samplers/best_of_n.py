@@ -14,7 +14,7 @@ from torch import Tensor
 from steering.cost import Cost
 from steering.model import Stage
 from steering.requests import Request, Rollout, Score, Scores
-from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem
+from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.transitions import Transition
 
 
@@ -42,7 +42,7 @@ class BestOfNState:
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Search):
     """Draw ``n`` independent samples and keep the best by reward.
 
     Candidate 0 starts from what the pipeline itself would start from, so ``n = 1`` is the pipeline.

@@ -15,7 +15,7 @@ from steering.model import Stage
 from steering.particles import RESAMPLERS, Weights
 from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Rollout, Score, Scores
-from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem
+from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.trace import correlation
 from steering.transitions import DDIM
 
@@ -53,7 +53,7 @@ class Cloud:
 
 
 @dataclass(frozen=True)
-class FKSteering:
+class FKSteering(Search):
     """Sequential Monte Carlo on the path of the sampler, weighted by rewards of predicted x_0.
 
     Targets p(x_0) exp(lambda r(x_0)), p being the law of the chain that is sampled: exact as the

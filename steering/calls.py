@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from steering.engine import Engine
 
 
+_NO_GRAPH = (
+    "x_0 does not depend on the tensor that the gradient was asked for; set keep_graph on the Denoise "
+    "or Rollout before the Score"
+)
+
+
 class BadReward(ValueError):
     """A reward returned the wrong shape, or a number that is none."""
 
@@ -148,12 +154,13 @@ class Calls:
                 columns: dict[str, Tensor] = {}
                 for name, reward in rewards.items():
                     columns |= _columns(reward, media, [f[name] for f in features])
+            total = columns[self._reward.name].sum() if wants_grad else None
         names[:] = list(columns)
         table = torch.stack([c.detach().double() for c in columns.values()], 1)
         grad: tuple[Tensor, ...] = ()
-        if wants_grad:
+        if total is not None:
             with self._stopwatch("backward", batch.payers):
-                grad = torch.autograd.grad(columns[self._reward.name].sum(), x_0)
+                grad = torch.autograd.grad(total, x_0)
         calls = sum(reward.calls_per_row for reward in rewards.values())
         for usage, n in batch.payers:
             usage.decodes += n
@@ -171,6 +178,9 @@ class Calls:
     ) -> list[Tensor | None]:
         """Carry d reward / d x_0 on to what was asked for, once through each shared graph."""
         deep = [i for i, r in enumerate(requests) if r.grad_to is not r.x_0]
+        for i in deep:
+            if not requests[i].x_0.requires_grad:
+                raise ValueError(_NO_GRAPH)
         answers: list[Tensor | None] = list(grads)
         if not deep:
             return answers
@@ -186,10 +196,7 @@ class Calls:
             )
         for i, grad in zip(deep, found, strict=True):
             if grad is None:
-                raise ValueError(
-                    "x_0 does not depend on the tensor that the gradient was asked for; set "
-                    "keep_graph on the Denoise or Rollout before the Score"
-                )
+                raise ValueError(_NO_GRAPH)
             answers[i] = grad
         return answers
 

@@ -172,10 +172,11 @@ class Live:
         for name, reward in {**rewards, **held_out}.items():
             self.features[name] = reward.prepare(self.job.item)
         outcome = yield from self.job.search(self.problem)
-        chosen = outcome.x_0[outcome.chosen]
-        self._media = yield Render(chosen)
-        if held_out:
-            self._held_out = yield Report(chosen)
+        if outcome.chosen:
+            chosen = outcome.x_0[outcome.chosen]
+            self._media = yield Render(chosen)
+            if held_out:
+                self._held_out = yield Report(chosen)
         self.features.clear()
         return outcome
 

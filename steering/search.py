@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -153,13 +154,15 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Search(Protocol):
-    """A search for one prompt. Thin and stateless: options are its fields."""
+class Search(ABC):
+    """A search for one prompt. Thin and stateless: options are its fields (a frozen dataclass)."""
 
     @property
+    @abstractmethod
     def needs(self) -> Needs:
         """Abilities it cannot do without."""
 
+    @abstractmethod
     def plan(self, facts: Facts) -> Plan:
         """What it will cost, made to fit the budget.
 
@@ -167,5 +170,6 @@ class Search(Protocol):
             BudgetTooSmall: one finished, scored candidate does not fit.
         """
 
+    @abstractmethod
     def __call__(self, problem: Problem) -> SearchRun:
         """Run: yield requests, receive results, return the outcome."""

@@ -1,0 +1,93 @@
+"""Entry point of ``steer``."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from steering.adapters import Refusal
+from steering.command.options import UsageError, names, nearest, resolve_names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from steering.command.demo import demo
+    from steering.command.generate import RewardFacts, check_early, generate, plan
+
+    actions: dict[str, Callable[..., int]] = {
+        "generate": generate,
+        "plan": plan,
+        "demo": demo,
+        "list": list_configs,
+    }
+    parser = ArgumentParser(prog="steer", exit_on_error=False, description=__doc__)
+    commands = parser.add_subcommands(dest="command")
+    for name, action in actions.items():
+        sub = ArgumentParser(exit_on_error=False, description=(action.__doc__ or "").split("\n")[0])
+        sub.add_argument("--config", action="config", help="a YAML file with any of these options")
+        sub.add_function_arguments(action, sub_configs=True)
+        commands.add_subcommand(name, sub)
+    try:
+        options = parser.parse_args(resolve_names(argv))
+        wanted = options.get(options.command)
+        if options.command == "generate":
+            model = wanted.pipeline.model
+            check_early(wanted.prompt, wanted.prompts_file, model, Path(str(wanted.output)))
+        facts = RewardFacts.of(wanted.pop("reward")) if options.command == "plan" else None
+        chosen = parser.instantiate(options)
+        arguments = dict(chosen[chosen.command])
+        arguments.pop("config", None)
+        if facts is not None:
+            arguments["reward"] = facts
+        return int(actions[chosen.command](**arguments) or 0)
+    except ArgumentError as error:
+        print(f"steer: {explain(str(error))}", file=sys.stderr)
+        return 2
+    except (UsageError, Refusal, FileNotFoundError, ValueError, TypeError) as error:
+        print(f"steer: {error}", file=sys.stderr)
+        return 2
+
+
+def list_configs() -> int:
+    """List the pipelines, samplers and rewards that are known by name."""
+    for group in ("pipeline", "sampler", "reward"):
+        print(f"{group}: {', '.join(names(group))}")
+    return 0
+
+
+def explain(message: str) -> str:
+    """An error of the option parser with the nearest right option added."""
+    unknown = re.search(
+        r"[Oo]ption '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message
+    )
+    if unknown is None:
+        return message
+    word = next(filter(None, unknown.groups()))
+    return message + nearest(word.split(".")[-1], _known_options(message))
+
+
+def _known_options(message: str) -> list[str]:
+    """Options that would have been right there: those of the class named, else the command's."""
+    import importlib
+    import inspect
+
+    from steering.command.generate import generate
+
+    target: Any = generate
+    where = re.search(r"class_path '([\w.]+)'", message)
+    if where is not None:
+        module, _, name = where.group(1).rpartition(".")
+        target = getattr(importlib.import_module(module), name)
+    return list(inspect.signature(target).parameters)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What a run leaves behind: pictures with metadata and JSON traces, written atomically, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL.PngImagePlugin import PngInfo
+
+from steering import __version__
+from steering.command.options import UsageError
+from steering.live import JobResult
+from steering.pipeline import returned_scores
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder of results of one set of settings.
+
+    Attributes:
+        path: the folder.
+        settings: everything that decides the pictures; part of every record.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    def prepare(self, *, overwrite: bool = False) -> None:
+        """Create the folder, and refuse one that cannot be written or holds other settings.
+
+        Raises:
+            UsageError: names the folder and the fix.
+        """
+        check_writable(self.path)
+        run = self.path / "run.json"
+        if run.is_file() and not overwrite:
+            before = json.loads(run.read_text())["settings"]
+            different = [k for k in self.settings if before.get(k) != _plain(self.settings[k])]
+            if different:
+                raise UsageError(
+                    f"{str(self.path)!r} holds results of other settings ({', '.join(different)} "
+                    "differ); choose another --output, or pass --overwrite true to replace them"
+                )
+        if run.is_file() and overwrite:
+            for record in self.path.glob("*.json"):
+                record.unlink()
+        write_atomically(
+            run, json.dumps({"version": __version__, "settings": _plain(self.settings)}, indent=1)
+        )
+
+    def name(self, prompt: str, key: str) -> str:
+        """File name of a search: readable, and unique by its key."""
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
+        return f"{words or 'prompt'}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
+
+    def is_done(self, prompt: str, key: str) -> bool:
+        """Whether this search was finished earlier."""
+        return (self.path / f"{self.name(prompt, key)}.json").is_file()
+
+    def write(self, result: JobResult, extra: Mapping[str, Any]) -> Path:
+        """Write pictures, then the record that marks them done; returns the record's path.
+
+        Args:
+            result: a finished search.
+            extra: further fields of the record.
+        """
+        job = result.job
+        name = self.name(job.item.prompt, job.key)
+        scores = returned_scores(result)
+        files = []
+        for place, (media, score) in enumerate(zip(result.media, scores, strict=True)):
+            file = f"{name}.png" if place == 0 else f"{name}-{place}.png"
+            info = PngInfo()
+            for tag, text in (
+                ("prompt", job.item.prompt),
+                ("seed", str(job.seed)),
+                ("sampler", repr(job.search)),
+                ("scores", json.dumps(score)),
+                ("version", __version__),
+            ):
+                info.add_itxt(tag, text)
+            write_atomically(self.path / file, partial(media.save, format="PNG", pnginfo=info))
+            files.append(file)
+        outcome = result.outcome
+        record = {
+            "prompt": job.item.prompt,
+            "key": job.key,
+            "seed": job.seed,
+            "files": files,
+            "scores": scores,
+            "complete": outcome is not None and outcome.complete,
+            "log_z": outcome.log_z if outcome is not None else None,
+            "log_weights": outcome.log_w.tolist() if outcome is not None else [],
+            "usage": result.usage.to_dict(),
+            "trace": result.trace.records,
+            "version": __version__,
+            **extra,
+        }
+        path = self.path / f"{name}.json"
+        write_atomically(path, json.dumps(record, indent=1))
+        return path
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder and refuse one that cannot be written.
+
+    Raises:
+        UsageError: names the folder and the fix.
+    """
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; choose another "
+            "with --output"
+        ) from error
+
+
+def write_atomically(path: Path, content: str | Callable[[Any], None]) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                content(file)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    return json.loads(json.dumps(value, default=str, sort_keys=True))

@@ -1,0 +1,382 @@
+"""The public entry: an unmodified diffusers pipeline, steered."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steering.adapters import PipelineModel, adapt
+from steering.cost import Budget, Usage
+from steering.engine import Engine, Progress, check_abilities
+from steering.live import Job, JobResult
+from steering.pilot import calibrate
+from steering.planning import scheduler_facts
+from steering.reward import Item, Reward
+from steering.search import Facts, Plan, Search
+from steering.streams import prompt_keys
+from steering.strength import Calibration, Strength, calibration_folders, pilot_prompts
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringReport:
+    """What a steered call did, beside its images.
+
+    Attributes:
+        results: one a search, in the order of the images' prompts.
+        usage: everything spent, the pilot included.
+        pilot: what the pilot for lambda spent; nothing if a calibration was saved.
+        lam: lambda in raw reward units.
+        seed: the seed that reproduces the call.
+        settings: the engine's, for the record.
+    """
+
+    results: list[JobResult]
+    usage: Usage
+    pilot: Usage
+    lam: float
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> list[dict[str, float]]:
+        """Rewards of each returned image, searched and held out."""
+        return [scores for result in self.results for scores in returned_scores(result)]
+
+
+@dataclass(frozen=True, eq=False)
+class SteeredRun:
+    """Searches ready to run.
+
+    Attributes:
+        engine: runs them.
+        model: the pipeline as a denoiser.
+        jobs: the searches, in the order of the images.
+        lam: lambda in raw reward units.
+        pilot: what finding lambda spent.
+    """
+
+    engine: Engine
+    model: PipelineModel
+    jobs: list[Job]
+    lam: float
+    pilot: Usage
+
+    def results(self) -> Iterator[JobResult]:
+        """Run; yields each result as it finishes, failed ones included."""
+        return self.engine.run(self.jobs)
+
+    def report(self, results: Sequence[JobResult]) -> SteeringReport:
+        """The results in the order of the jobs, and what all of them spent."""
+        place = {id(job): i for i, job in enumerate(self.jobs)}
+        ordered = sorted(results, key=lambda r: place[id(r.job)])
+        first = self.jobs[0]
+        settings = {"deterministic": self.engine.deterministic, "sampler": repr(first.search)}
+        usage = Usage()
+        usage.add(self.engine.usage)
+        usage.add(self.pilot)
+        return SteeringReport(ordered, usage, self.pilot, self.lam, first.seed, settings)
+
+
+class SteeringFailed(RuntimeError):
+    """Some searches failed; the others finished and are in ``report``.
+
+    Attributes:
+        report: what was done; ``result.error`` names what went wrong with a prompt.
+    """
+
+    def __init__(self, message: str, report: SteeringReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class SteeredPipeline:
+    """A diffusers pipeline whose samples are searched for.
+
+    Args:
+        pipe: any diffusers pipeline; it is left exactly as it was found.
+        sampler: the search.
+        reward: what it searches for.
+        held_out: rewards by name that judge the result and are never searched on.
+        strength: how strongly to follow the reward; a number means units of its spread.
+        budget: the most that one search may cost.
+        seed: seed of all random numbers; None draws one, which the report states.
+        non_finite: see :class:`steering.engine.Engine`, as the rest.
+        batch_size: most rows a model call.
+        deterministic: bit-identical results for any packing.
+        bucket: rows of every call in deterministic mode.
+        on_progress: told after each turn what is done and spent.
+
+    Example:
+        >>> from steering import SteeredPipeline            # doctest: +SKIP
+        >>> steered = SteeredPipeline(pipe, sampler=FKSteering(particles=8), reward=ShapesCLIP())
+        >>> steered("a red ring left of a blue cross").images[0]
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        sampler: Search,
+        reward: Reward,
+        held_out: Mapping[str, Reward] | None = None,
+        strength: Strength | float = Strength(),
+        budget: Budget | None = None,
+        seed: int | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        **engine: Any,
+    ) -> None:
+        if not isinstance(sampler, Search):
+            raise TypeError(
+                f"sampler must be a Search (samplers.BestOfN(), samplers.FKSteering(), ...), "
+                f"got {type(sampler).__name__}"
+            )
+        if not isinstance(reward, Reward):
+            raise TypeError(
+                "reward must offer name, differentiable, calls_per_row, prepare(item) and "
+                f"__call__(media, features), got {type(reward).__name__}; wrap a plain function in "
+                "rewards.PythonFunction"
+            )
+        self.pipe, self.sampler, self.reward = pipe, sampler, reward
+        self.held_out = dict(held_out or {})
+        self.strength = strength if isinstance(strength, Strength) else Strength(float(strength))
+        self.budget = budget or Budget()
+        self.seed = seed
+        self.on_progress = on_progress
+        self.engine_options = engine
+        self._models: dict[str, PipelineModel] = {}
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        ids: Sequence[Hashable] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **call: Any,
+    ) -> Any:
+        """Steer.
+
+        Args:
+            prompt: one text or several.
+            negative_prompt: one for all, or one a prompt.
+            num_images_per_prompt: independent searches a prompt.
+            generator: decides the first candidate's initial latents as in the pipeline; the rest
+                comes from ``seed``.
+            latents: the first candidate's initial latents of each image.
+            ids: keys of the prompts for random numbers; by default the text and its occurrence.
+            metadata: what rewards may know of each prompt beside its text.
+            output_type: as in the pipeline.
+            return_dict: as in the pipeline.
+            **call: the pipeline's own keyword arguments.
+
+        Returns:
+            The pipeline's own output with the chosen candidates, in the order of the prompts, and a
+            :class:`SteeringReport` as its attribute ``steering``.
+
+        Raises:
+            SteeringFailed: a search failed; its ``report`` has the others.
+            MissingAbility, BudgetTooSmall, Refusal: before anything runs.
+        """
+        run = self.prepare(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            keys=None if ids is None else prompt_keys(check_prompts(prompt), ids),
+            metadata=metadata,
+            output_type=output_type,
+            **call,
+        )
+        report = run.report(list(run.results()))
+        failed = [r for r in report.results if r.error is not None]
+        if failed:
+            raise SteeringFailed(
+                f"{len(failed)} of {len(report.results)} searches failed, first: {failed[0].error}",
+                report,
+            ) from failed[0].error
+        output = run.model.merge_output([row for r in report.results for row in r.media])
+        output.steering = report
+        return output if return_dict else output.to_tuple()
+
+    def prepare(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        keys: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        output_type: str = "pil",
+        **call: Any,
+    ) -> SteeredRun:
+        """Everything up to the searches themselves, whose results can then be taken one by one.
+
+        Arguments and errors are those of a call; ``keys`` are :func:`prompt_keys` of the prompts.
+        """
+        prompts = check_prompts(prompt)
+        copies = num_images_per_prompt
+        if copies < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
+        model = self.model(output_type=output_type, **call)
+        engine = self._engine(model)
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        items = [Item(p, m) for p, m in zip(prompts, metadata or [{}] * len(prompts), strict=True)]
+        keys = prompt_keys(prompts) if keys is None else list(keys)
+        handles = model.encode(
+            prompts,
+            negative_prompts=_per_prompt(negative_prompt, len(prompts)),
+            generator=generator,
+            latents=latents,
+            images_per_prompt=copies,
+        )
+        pilot, lam = Usage(), 0.0
+        if self.sampler.needs.density:
+
+            def calibration() -> Calibration:
+                found, spent = self.calibration(
+                    prompts, keys=keys, negative_prompt=negative_prompt, **call
+                )
+                pilot.add(spent)
+                return found
+
+            lam = self.strength.lam(calibration)
+        jobs = [
+            Job(
+                items[i // copies],
+                keys[i // copies] + (f"\x1fimage {i % copies}" if i % copies else ""),
+                self.sampler,
+                handle,
+                seed,
+                lam,
+                self.budget,
+            )
+            for i, handle in enumerate(handles)
+        ]
+        return SteeredRun(engine, model, jobs, lam, pilot)
+
+    def plan(self, prompt: str | Sequence[str] = "", **call: Any) -> Plan:
+        """What one search will cost, before anything is computed.
+
+        Args:
+            prompt: unused; accepted so that a call and its plan read alike.
+            call: the pipeline's own keyword arguments.
+
+        Raises:
+            BudgetTooSmall: one finished candidate does not fit the budget.
+        """
+        steps, calls = scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
+        return self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
+
+    def model(self, **call: Any) -> PipelineModel:
+        """The pipeline as a denoiser for these arguments; learned once and kept."""
+        call.setdefault("output_type", "pil")
+        key = repr(sorted(call.items()))
+        if key not in self._models:
+            self._models[key] = adapt(self.pipe, call=call)
+        return self._models[key]
+
+    def calibration(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        keys: Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        folders: Sequence[Path] | None = None,
+        **call: Any,
+    ) -> tuple[Calibration, Usage]:
+        """How the reward varies over samples of the base model: as saved, or by a pilot run.
+
+        Args:
+            prompt: the prompts of the run; the pilot takes a few, the same whatever their order.
+            keys: their keys for random numbers.
+            negative_prompt: as in a call.
+            folders: where to look for a saved one; by default the user's cache, then the package.
+            call: the pipeline's own keyword arguments.
+
+        Returns:
+            The calibration, and what the pilot spent.
+        """
+        model = self.model(**call)
+        folders = calibration_folders() if folders is None else folders
+        saved = Calibration.find(model.name, self.reward.name, folders)
+        if saved is not None:
+            return saved, Usage()
+        prompts = check_prompts(prompt)
+        keys = prompt_keys(prompts) if keys is None else keys
+        negatives = _per_prompt(negative_prompt, len(prompts))
+        chosen = pilot_prompts(keys)
+        handles = model.encode(
+            [prompts[i] for i in chosen],
+            negative_prompts=None if negatives is None else [negatives[i] for i in chosen],
+        )
+        engine = self._engine(model)
+        some = [(Item(prompts[i]), keys[i], h) for i, h in zip(chosen, handles, strict=True)]
+        return calibrate(engine, some, seed=self.seed or 0), engine.usage
+
+    def _engine(self, model: PipelineModel) -> Engine:
+        check_abilities(
+            self.sampler.needs, type(self.sampler).__name__, model.abilities, self.reward
+        )
+        self.sampler.plan(
+            Facts(model.grid.steps, model.scheduler_calls(), self.reward.calls_per_row, self.budget)
+        )
+        return Engine(
+            model,
+            self.reward,
+            held_out=self.held_out,
+            on_progress=self.on_progress,
+            **self.engine_options,
+        )
+
+
+def check_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+        ValueError: no prompt.
+        TypeError: something is no text.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("no prompts: give at least one text")
+    for i, p in enumerate(prompts):
+        if not isinstance(p, str):
+            raise TypeError(f"prompt {i} must be a text, got {type(p).__name__}: {p!r}")
+    return prompts
+
+
+def returned_scores(result: JobResult) -> list[dict[str, float]]:
+    """Rewards of each image that a search returned, searched and held out, by name."""
+    if result.outcome is None:
+        return []
+    columns = result.outcome.scores.columns
+    return [
+        {name: float(column[row]) for name, column in columns.items()}
+        | {name: values[place] for name, values in result.held_out.items()}
+        for place, row in enumerate(result.outcome.chosen)
+    ]
+
+
+def _per_prompt(negative: str | Sequence[str] | None, count: int) -> list[str] | None:
+    if negative is None:
+        return None
+    texts = [negative] * count if isinstance(negative, str) else list(negative)
+    if len(texts) != count:
+        raise ValueError(
+            f"{len(texts)} negative prompts for {count} prompts; give one, or one each"
+        )
+    return texts
