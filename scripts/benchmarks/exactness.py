@@ -179,20 +179,29 @@ def summarise(runs: Runs, problem: TiltedProblem, law: ChainLaw, seed: int = 0) 
         "mode_tv_se": float(again.std()),
         "mode_tv_chain": total_variation(masses, chain),
         "masses": masses.tolist(),
-        **_evidence(runs.log_z, shares),
+        **_evidence(runs.log_z, shares, law),
         "log_z_exact": problem.log_z,
-        "log_z_chain": law.log_z,
-        "log_z_chain_se": law.log_z_se,
     }
 
 
-def _evidence(log_z: Tensor | None, shares: Tensor) -> dict[str, float | None]:
-    """Log of the mean estimate of Z, which is unbiased where the mean of logs is not."""
-    if log_z is None:
-        return {"log_z": None, "log_z_se": None}
-    top = log_z.max()
-    z = (log_z - top).exp()
-    return {
-        "log_z": float(top + z.mean().log()),
-        "log_z_se": float((shares @ z).log().std()),
-    }
+def _evidence(log_z: Tensor | None, shares: Tensor, law: ChainLaw) -> dict[str, float | None]:
+    """Log of the mean estimate of Z, which is unbiased where the mean of logs is not.
+
+    ``z_ratio`` is the mean of Z-hat over the chain's own Z: 1 for an unbiased sampler. ``z_largest``
+    is the share of that mean which one single run gives: where it is large, the estimate is so
+    skewed that its standard error is too small and the mean most likely too low.
+    """
+    figures: dict[str, float | None] = dict.fromkeys(
+        ("log_z", "log_z_se", "z_ratio", "z_ratio_se", "z_largest")
+    )
+    if log_z is not None:
+        ratios = (log_z - law.log_z).exp()
+        mean, again = ratios.mean(), shares @ ratios
+        figures = {
+            "log_z": law.log_z + math.log(mean),
+            "log_z_se": float(again.log().std()),
+            "z_ratio": float(mean),
+            "z_ratio_se": math.hypot(float(again.std()), law.log_z_se),
+            "z_largest": float(ratios.max() / ratios.sum()),
+        }
+    return figures | {"log_z_chain": law.log_z, "log_z_chain_se": law.log_z_se}

@@ -100,6 +100,8 @@ def test_figures_of_a_cell_by_hand(exactness):
     assert row["independent"] == pytest.approx(0.99)
     assert row["log_z"] == pytest.approx(math.log(1.5))
     assert row["log_z_se"] == pytest.approx(0.5 / math.sqrt(99) / 1.5, rel=0.15)
+    assert row["z_ratio"] == pytest.approx(1.5 / math.exp(law.log_z))
+    assert row["z_largest"] == pytest.approx(2 / 150)
     assert 0 < row["mode_tv_se"] < 0.1
 
 
