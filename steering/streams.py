@@ -10,13 +10,12 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.random import Generator, Philox
 from torch import Tensor
-
-_COUNTER_WORDS = 4
 
 
 def prompt_keys(prompts: Sequence[str], ids: Sequence[Hashable] | None = None) -> list[str]:
@@ -54,6 +53,7 @@ class Streams:
         self.prompt_key = prompt_key
         self._philox = Philox(key=0)
         self._generator = Generator(self._philox)
+        self._start: Any = self._philox.state  # nothing drawn, nothing buffered
         self._keys: dict[str, int] = {}
         self._used: set[tuple[str, int, int]] = set()
 
@@ -99,13 +99,10 @@ class Streams:
                 "in this search; draw ids must be serials that are never reused"
             )
         self._used.add(address)
-        state = self._philox.state
-        state["state"]["key"][:] = (self._key(purpose), draw)
-        state["state"]["counter"][:] = 0
-        state["state"]["counter"][_COUNTER_WORDS - 1] = step
-        state["buffer_pos"] = _COUNTER_WORDS  # nothing buffered
-        state["has_uint32"] = 0
-        self._philox.state = state
+        at = self._start["state"]
+        at["key"][:] = (self._key(purpose), draw)
+        at["counter"][-1] = step  # the top word: streams cannot run into each other
+        self._philox.state = self._start
         return self._generator.standard_normal
 
     def _key(self, purpose: str) -> int:
