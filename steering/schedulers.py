@@ -107,17 +107,13 @@ def call_times(scheduler: Any) -> list[Time]:
     return times
 
 
-def grid_of(scheduler: Any, first_call: int = 0) -> TimeGrid:
+def grid_of(scheduler: Any) -> TimeGrid:
     """Noise levels that a trajectory passes, from the noisiest to the end point.
-
-    Args:
-        scheduler: any supported scheduler, its time steps set.
-        first_call: model call to start at (image-to-image starts part-way).
 
     Raises:
         UnsupportedScheduler: as :func:`call_times`, or noise does not fall along the trajectory.
     """
-    calls = call_times(scheduler)[first_call:]
+    calls = call_times(scheduler)
     alpha, sigma = _end_level(scheduler)
     log_snr = Time(0.0, alpha, sigma).log_snr
     end = Time(_told(training_interpolant(scheduler), log_snr), alpha, sigma)

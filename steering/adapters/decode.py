@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -33,7 +34,6 @@ class Tail:
         self._pipe = pipe
         self._call = call
         self._plan = plan
-        self._short = plan.first_call == 0  # starting part-way needs the whole schedule
         self._memo: dict[int, list[Any]] = {}
         #: further arguments of the pipeline's own unpacking of latents, once it was seen
         self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -59,8 +59,7 @@ class Tail:
 
         scheduler = copy.deepcopy(self._pipe.scheduler)
         patch(scheduler, "step", step)
-        if self._short:
-            _shorten(scheduler)
+        _shorten(scheduler)
         kwargs = arguments(
             self._pipe,
             self._call,
@@ -100,12 +99,13 @@ class Tail:
         if rows not in self._memo and len(self._memo) >= _MEMO_SIZES:
             self._memo.pop(next(iter(self._memo)))
         known = self._memo.setdefault(rows, [])
-        calls = iter(range(1_000_000))
+        calls = itertools.count()
+        scratch = copy.copy(self._pipe)  # some pipelines note the LoRA scale on themselves
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             index = next(calls)
             if index == len(known):
-                known.append(self._pipe.encode_prompt(*args, **kwargs))
+                known.append(scratch.encode_prompt(*args, **kwargs))
             return pytree.tree_map(lambda x: x, known[index])  # containers of its own
 
         return encode_prompt

@@ -52,7 +52,7 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     for name, network in networks_of(pipe).items():
         check_network(name, network)
     recording = Recorder(pipe).run({**probe, **prompts_of(_PROBES[:_ROWS], negative)})
-    times, first_call = _times_of(recording)
+    times = _times_of(recording)
     windows = _windows(recording)
     wide_call = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
     wide = first_step(
@@ -78,7 +78,6 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
         rows=_ROWS,
         extra=_constant_extra(recording),
         scheduler=recording.scheduler,
-        first_call=first_call,
     )
     _check_first_step(pipe, plan, recording, windows[0], times[0])
     return plan
@@ -92,8 +91,8 @@ def prompts_of(prompts: Sequence[str], negative: bool) -> dict[str, Any]:
     return given
 
 
-def _times_of(recording: Recording) -> tuple[list[Time], int]:
-    """Noise level of each recorded step, and the scheduler's model call at which they begin."""
+def _times_of(recording: Recording) -> list[Time]:
+    """Noise level of each recorded step."""
     steps, scheduler = recording.steps, recording.scheduler
     if not steps:
         raise Refusal("the pipeline never calls scheduler.step, so there is nothing to replay")
@@ -109,17 +108,19 @@ def _times_of(recording: Recording) -> tuple[list[Time], int]:
         times = call_times(scheduler)
     except ValueError as error:
         raise Refusal(str(error)) from error
-    first = len(times) - len(steps)
-    visited = [float(step.timestep.flatten()[0]) for step in steps]
-    if first < 0 or visited != [t.model_t for t in times[first:]]:
-        raise Refusal("the pipeline visits other times than its scheduler lists to the end")
+    if [float(step.timestep.flatten()[0]) for step in steps] != [t.model_t for t in times]:
+        raise Refusal(
+            "the pipeline does not visit all times that its scheduler lists (as image-to-image does, "
+            "which starts part-way from a picture); only pipelines that start from noise can be "
+            "steered"
+        )
     for early, late in itertools.pairwise(steps):
         if not same(early.returned.to(late.sample.dtype), late.sample):
             raise Refusal(
                 "the pipeline changes the latents between scheduler.step and the next call (as "
                 "inpainting by blending does), so a step is no function of latents and time"
             )
-    return times[first:], first
+    return times
 
 
 def _windows(recording: Recording) -> list[list[NetworkCall]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters.checks import Refusal, check_call, check_pipeline, check_prompts
+from steering.adapters.checks import (
+    Refusal,
+    check_call,
+    check_pipeline,
+    check_prompts,
+    signature_of,
+)
 from steering.adapters.conditioning import Encoder, Handle, Pair
 from steering.adapters.decode import Decoder, Tail
 from steering.adapters.learn import learn
@@ -64,7 +71,7 @@ class PipelineModel:
         self._kind = prediction_of(scheduler)
         self._training = training_interpolant(scheduler)
         try:
-            self._grid = grid_of(scheduler, self._plan.first_call)
+            self._grid = grid_of(scheduler)
         except ValueError as error:
             raise Refusal(str(error)) from error
         self._tail = Tail(pipe, self._call, self._plan)
@@ -86,11 +93,26 @@ class PipelineModel:
 
     @property
     def name(self) -> str:
-        """Pipeline, weights, scheduler, steps and shape of the state."""
+        """Pipeline, weights, scheduler and its calls, shape of the state, and a digest of arguments.
+
+        Arguments at their defaults and the output type do not change it.
+        """
         source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed").rstrip("/")
-        size = "x".join(map(str, self.shape))
-        scheduler = type(self.pipe.scheduler).__name__
-        return f"{type(self.pipe).__name__}:{source.rsplit('/', 1)[-1]}:{scheduler}:{size}"
+        defaults = signature_of(self.pipe)
+        told = {
+            k: v if isinstance(v, int | float | str | list | tuple) else type(v).__name__
+            for k, v in sorted(self._call.items())
+            if k != "output_type" and v is not None and v != defaults[k]
+        }
+        parts = [
+            type(self.pipe).__name__,
+            source.rsplit("/", 1)[-1],
+            type(self.pipe.scheduler).__name__,
+            str(self.scheduler_calls()),
+            "x".join(map(str, self.shape)),
+            *([hashlib.blake2b(repr(told).encode(), digest_size=4).hexdigest()] if told else []),
+        ]
+        return ":".join(parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -259,7 +281,7 @@ class PipelineModel:
 
     def scheduler_calls(self) -> int:
         """Model calls that one trajectory of the pipeline's own scheduler makes."""
-        return len(self._plan.scheduler.timesteps) - self._plan.first_call
+        return len(self._plan.scheduler.timesteps)
 
     def scheduler_run(self, conditioning: Handle, draws: Sequence[int]) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids."""

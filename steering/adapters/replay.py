@@ -140,7 +140,6 @@ class Plan:
         rows: prompts in the recorded call.
         extra: further arguments of ``scheduler.step``.
         scheduler: the scheduler as the pipeline configures it, before its first step.
-        first_call: model call of that scheduler at which the pipeline starts.
     """
 
     network: str
@@ -152,7 +151,6 @@ class Plan:
     rows: int
     extra: dict[str, Any] = field(default_factory=dict)
     scheduler: Any = None
-    first_call: int = 0
 
     @property
     def passes(self) -> int:

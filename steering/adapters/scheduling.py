@@ -29,13 +29,13 @@ class PipelineSchedule:
 
     def __init__(self, plan: Plan, handle: Handle, draws: Sequence[int]) -> None:
         self._scheduler = copy.deepcopy(plan.scheduler)
-        self._timesteps = self._scheduler.timesteps[plan.first_call :]
+        self._timesteps = self._scheduler.timesteps
         self._kind = prediction_of(plan.scheduler)
         self._training = training_interpolant(plan.scheduler)
         self._options = dict(plan.extra)
-        if "generator" in inspect.signature(self._scheduler.step).parameters:
-            self._options["generator"] = [_generator(handle, draw) for draw in draws]
-        self._times = call_times(plan.scheduler)[plan.first_call :]
+        self._handle = handle
+        self._draws = list(draws)
+        self._times = call_times(plan.scheduler)
         self._done = 0
 
     @property
@@ -51,6 +51,9 @@ class PipelineSchedule:
         """
         if index != self._done:
             raise ValueError(f"model call {self._done} comes next, got {index}")
+        if self._done == 0 and "generator" in inspect.signature(self._scheduler.step).parameters:
+            draws = self._draws or range(len(x_t))
+            self._options["generator"] = [_generator(self._handle, draw) for draw in draws]
         self._done += 1
         time = self._times[index]
         scale = self._training.scale_from(time)

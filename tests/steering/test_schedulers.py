@@ -163,11 +163,6 @@ def test_training_interpolants():
     assert prediction_of(short) == "flow_prediction"
 
 
-def test_image_to_image_starts_part_way():
-    scheduler = made("ddim")
-    assert grid_of(scheduler, 4)[0] == call_times(scheduler)[4]
-
-
 @pytest.mark.parametrize(
     ("scheduler", "reason"),
     [

@@ -151,6 +151,11 @@ def test_latents_changed_between_steps(tiny):
         adapt(pipe, call=call)
 
 
+def test_a_start_part_way(tiny):
+    with pytest.raises(Refusal, match="start from noise"):
+        adapt(tiny.image_to_image(), call={"num_inference_steps": 6, "image": PICTURE})
+
+
 def test_guidance_that_depends_on_the_step(tiny, monkeypatch):
     pipe = tiny.sd()
     kind = type(pipe)

@@ -138,3 +138,14 @@ def test_a_users_generator_is_consumed_once(tiny):
     model.encode(["a red ring"], generator=used)
     model.pipe("a red ring", generator=fresh, output_type="latent", **SIZE)
     assert torch.equal(used.get_state(), fresh.get_state())
+
+
+def test_names_tell_models_apart_but_not_output_types(tiny):
+    pipe = tiny.sd()
+
+    def name(**call):
+        return adapt(pipe, call={"num_inference_steps": 2, **call}).name
+
+    assert name() == name(guidance_scale=7.5, output_type="np")
+    assert name() != name(guidance_scale=3.0)
+    assert name().startswith("StableDiffusionPipeline:unnamed:DDIMScheduler:2:4x8x8")

@@ -154,14 +154,6 @@ def test_guidance_that_keeps_a_norm(tiny, walk):
     agree(adapt(pipe, call=call), pipe, call, walk)
 
 
-def test_image_to_image_starts_part_way(tiny, walk):
-    pipe = tiny.image_to_image()
-    call = {"num_inference_steps": 6, "image": PICTURE, "strength": 0.6}
-    model = adapt(pipe, call=call)
-    assert model.scheduler_calls() == 3
-    agree(model, pipe, call, walk)
-
-
 def test_inpainting_by_channels(tiny, walk):
     call = {**SIZE, "image": PICTURE, "mask_image": MASK}
     pipe = tiny.inpaint(channels=9)
