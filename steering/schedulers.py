@@ -98,7 +98,7 @@ def call_times(scheduler: Any) -> list[Time]:
     if timesteps is None or len(timesteps) == 0:
         raise UnsupportedScheduler(scheduler, "has no time steps yet: call set_timesteps first")
     levels = _call_levels(scheduler, len(timesteps))
-    steps = torch.as_tensor(timesteps).double().tolist()
+    steps = torch.as_tensor(timesteps).cpu().double().tolist()
     times = [Time(t, alpha, sigma) for t, (alpha, sigma) in zip(steps, levels, strict=True)]
     _check_convention(scheduler, times[0])
     training = training_interpolant(scheduler)
@@ -142,9 +142,9 @@ def _call_levels(scheduler: Any, calls: int) -> list[tuple[float, float]]:
     if hasattr(scheduler, "mid_point_sigma"):
         raise UnsupportedScheduler(scheduler, "evaluates at levels that it does not list")
     level = _level_from_sigma(scheduler)
-    values = sigmas.double().tolist()[:calls]
+    values = sigmas.cpu().double().tolist()[:calls]
     if hasattr(scheduler, "sigmas_interpol"):
-        between = scheduler.sigmas_interpol.double().tolist()
+        between = scheduler.sigmas_interpol.cpu().double().tolist()
         values[1::2] = between[1:calls:2]
     return [level(value) for value in values]
 

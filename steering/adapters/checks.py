@@ -125,6 +125,6 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest absolute difference over the scale of what was wanted; inf for other shapes."""
     if found.shape != wanted.shape:
         return float("inf")
-    wanted = wanted.double()
+    wanted = wanted.float()
     scale = max(float(wanted.abs().max()), 1e-12)
-    return float((found.double() - wanted).abs().max()) / scale
+    return float((found.float() - wanted).abs().max()) / scale

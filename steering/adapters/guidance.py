@@ -80,8 +80,8 @@ def _least_squares(
     outputs: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
 ) -> tuple[float, ...]:
     columns = [torch.cat([o[i].flatten() for o in outputs]) for i in range(len(outputs[0]))]
-    matrix = torch.stack(columns, 1).double().cpu()
-    wanted = torch.cat([y.flatten() for y in targets]).double().cpu()
+    matrix = torch.stack(columns, 1).cpu().double()
+    wanted = torch.cat([y.flatten() for y in targets]).cpu().double()
     solution = torch.linalg.solve(matrix.T @ matrix, matrix.T @ wanted)
     return tuple(solution.tolist())
 

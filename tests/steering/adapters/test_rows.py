@@ -94,6 +94,13 @@ def test_bad_input_is_refused(model):
         model.denoise(torch.zeros(2, *model.shape), [model.grid[0]], [handle])
 
 
+def test_rows_of_two_models_do_not_share_a_call(tiny):
+    first, second = (adapt(tiny.sd(), call={"num_inference_steps": 2}) for _ in range(2))
+    rows = [*first.encode(["a"]), *second.encode(["a"])]
+    with pytest.raises(ValueError, match="signatures"):
+        first.denoise(torch.zeros(2, *first.shape), [first.grid[0]] * 2, rows)
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_initial_states_from_generators_are_the_pipelines_own(tiny, images):
     pipe = tiny.sd()
