@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steering.adapters.capture import Enough, NetworkCall, arguments, private_copy, quiet_generator
-from steering.adapters.checks import Refusal
+from steering.adapters.checks import Refusal, relative, tolerance
 from steering.adapters.leaves import flatten, snapshot
 from steering.adapters.replay import Pieces, Plan
 from steering.adapters.stand import Stand, first_output, patch, resized
@@ -168,10 +168,7 @@ class Encoder:
                 g.set_state(state)
             raise
         rows = [pair for pair in pairs for _ in range(images)]
-        try:
-            pieces = plan.split(step.calls, len(rows))
-        except Refusal:  # a single row may be built otherwise than several
-            pieces = self._pieces(plan, rows)
+        pieces = self._drawn_pieces(plan, rows, step)
         handles = [_handle(plan, pair, share) for pair, share in zip(rows, pieces, strict=True)]
         alone = len(generators) == len(rows)  # one shared generator serves all rows at once
         for i, handle in enumerate(handles):
@@ -181,18 +178,37 @@ class Encoder:
         return handles
 
     def _pieces(self, plan: Plan, pairs: Sequence[Pair]) -> list[Pieces]:
-        """Pieces of each prompt, from the cache where they are known."""
-        found = {pair: self._known.get((id(plan), pair)) for pair in pairs}
-        missing = [pair for pair, pieces in found.items() if pieces is None]
-        if missing:
-            # two rows at least: with one, some pipelines drop masks or crop
-            asked = missing if len(missing) > 1 else missing * 2
-            step = self._first_step(plan, asked, quiet_generator())
-            for pair, pieces in zip(asked, plan.split(step.calls, len(asked)), strict=True):
-                found[pair] = self._known[id(plan), pair] = pieces
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return [found[pair] for pair in pairs]  # type: ignore[misc]
+        """Pieces of each prompt, from the cache where they are known.
+
+        Each prompt is encoded by itself, so that its bits depend on no other; twice in one call,
+        since with a single row some pipelines drop masks or crop.
+        """
+        found = []
+        for pair in pairs:
+            pieces = self._known.pop((id(plan), pair), None)
+            if pieces is None:
+                step = self._first_step(plan, [pair] * 2, quiet_generator())
+                pieces = plan.split(step.calls, 2)[0]
+            self._known[id(plan), pair] = pieces
+            found.append(pieces)
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return found
+
+    def _drawn_pieces(self, plan: Plan, rows: Sequence[Pair], step: FirstStep) -> list[Pieces]:
+        """Pieces of rows that began with the user's generator.
+
+        They are those of the prompt alone, unless the generator decided some of them too (noise of
+        an encoded picture).
+        """
+        alone = self._pieces(plan, rows)
+        try:
+            drawn = plan.split(step.calls, len(rows))
+        except Refusal:  # a single row may be built otherwise than several
+            return alone
+        return [
+            own if _drawn(own, known) else known for own, known in zip(drawn, alone, strict=True)
+        ]
 
     def _first_step(
         self,
@@ -224,3 +240,15 @@ class Encoder:
 
 def _handle(plan: Plan, pair: Pair, pieces: Pieces) -> Handle:
     return Handle(pair[0], plan, pieces, signature_for(pieces, id(plan)))
+
+
+def _drawn(own: Pieces, known: Pieces) -> bool:
+    """Whether pieces of like shapes differ by more than arithmetic explains."""
+    pairs = [(a[key], b[key]) for a, b in zip(own, known, strict=True) for key in a]
+    return any(
+        torch.is_tensor(a)
+        and torch.is_tensor(b)
+        and a.shape == b.shape
+        and relative(a, b) > tolerance(a.dtype)
+        for a, b in pairs
+    )

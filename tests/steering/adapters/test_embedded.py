@@ -1,5 +1,6 @@
 """The embedded models: one candidate through the pipeline's own scheduler is the pipeline's picture."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
@@ -67,7 +68,6 @@ def test_shapes_flux(walk, options, negative):
 def ours(model, handles):
     """The deterministic DDIM walk of both prompts in one batch."""
     x = torch.cat([handle.initial for handle in handles])
-    times = list(model.grid)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(model.grid):
         x = DDIM(0.0)(model.denoise(x, [t] * 2, handles), t, s).mean
     return x

@@ -78,6 +78,17 @@ def test_encoding_spends_no_denoiser_row_and_is_cached(model):
     assert first[0].initial is None
 
 
+def test_a_prompts_bits_depend_on_no_other_prompt(model):
+    pipe, call = model.pipe, {**model._call, "negative_prompt": model._negative}
+    together = adapt(pipe, call=call).encode(PROMPTS)[1]
+    (alone,) = adapt(pipe, call=call).encode(PROMPTS[1:2])
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    started = adapt(pipe, call=call).encode(PROMPTS[:2], generator=generators)[1]
+    for a, b, c in zip(together.pieces, alone.pieces, started.pieces, strict=True):
+        assert a.keys() == b.keys() == c.keys()
+        assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for k in a)
+
+
 def test_bad_input_is_refused(model):
     with pytest.raises(ValueError, match="empty"):
         model.encode([])
