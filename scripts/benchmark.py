@@ -1,16 +1,23 @@
 """Benchmarks; each writes ``{"meta": {...}, "rows": [flat records]}`` to a JSON file.
 
     python scripts/benchmark.py exactness --json outputs/exactness.json --quick
+    python scripts/benchmark.py shapes --json outputs/shapes.json --quick
+    python scripts/benchmark.py overhead --json outputs/overhead.json
     python scripts/benchmark.py chain-laws
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
 
-from benchmarks import chain_laws, exactness
+from benchmarks import chain_laws, exactness, overhead, shapes
 from jsonargparse import ArgumentParser
 
 # Each module has add_arguments(parser) and run(options); a further benchmark is one more entry.
-COMMANDS = {"exactness": exactness, "chain-laws": chain_laws}
+COMMANDS = {
+    "exactness": exactness,
+    "shapes": shapes,
+    "overhead": overhead,
+    "chain-laws": chain_laws,
+}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -153,7 +153,7 @@ class Calls:
             with self._stopwatch("reward", batch.payers):
                 columns: dict[str, Tensor] = {}
                 for name, reward in rewards.items():
-                    columns |= _columns(reward, media, [f[name] for f in features])
+                    columns |= _columns(name, reward, media, [f[name] for f in features])
             total = columns[self._reward.name].sum() if wants_grad else None
         names[:] = list(columns)
         table = torch.stack([c.detach().double() for c in columns.values()], 1)
@@ -224,7 +224,8 @@ class Calls:
         request = live.request
         assert isinstance(request, Render)
         live.usage.renders += len(request.x_0)
-        return self._model.render(request.x_0, [live.job.conditioning] * len(request.x_0))
+        with self._stopwatch("render", [(live.usage, len(request.x_0))]):
+            return self._model.render(request.x_0, [live.job.conditioning] * len(request.x_0))
 
     def _report(self, live: Live) -> dict[str, list[float]]:
         """Held-out rewards of finished rows; outside the budget, counted apart."""
@@ -258,8 +259,8 @@ class _CountBackward(torch.autograd.Function):
         return grad_x_0, grad_eps, None
 
 
-def _columns(reward: Reward, media: Tensor, features: list[Any]) -> dict[str, Tensor]:
-    """Named columns of one reward, checked for shape."""
+def _columns(called: str, reward: Reward, media: Tensor, features: list[Any]) -> dict[str, Tensor]:
+    """Named columns of one reward, checked for shape; its total goes by what the caller calls it."""
     out = reward(media, features)
     columns = dict(out) if isinstance(out, Mapping) else {reward.name: out}
     for name, column in columns.items():
@@ -274,7 +275,7 @@ def _columns(reward: Reward, media: Tensor, features: list[Any]) -> dict[str, Te
             f"reward {reward.name!r} returned the columns {list(columns)} but none of its own name, "
             "which is the total that is searched"
         )
-    return columns
+    return {called if name == reward.name else name: c for name, c in columns.items()}
 
 
 def _denoise_request(live: Live) -> Denoise:

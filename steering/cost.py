@@ -112,6 +112,7 @@ class Usage:
     seconds_decode: float = 0.0
     seconds_reward: float = 0.0
     seconds_backward: float = 0.0
+    seconds_render: float = 0.0
 
     @property
     def cost(self) -> Cost:

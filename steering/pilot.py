@@ -33,6 +33,7 @@ class BaseSamples(Search):
         return Needs()
 
     def plan(self, facts: Facts) -> Plan:
+        """All of them; a pilot is outside any budget."""
         one = Cost(nfe=facts.scheduler_calls, decodes=1, reward_calls=facts.calls_per_row)
         return Plan(self.n * one, one, self.n)
 

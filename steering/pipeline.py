@@ -296,6 +296,8 @@ class SteeredPipeline:
         keys: Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         folders: Sequence[Path] | None = None,
+        count: int = 4,
+        samples: int = 8,
         **call: Any,
     ) -> tuple[Calibration, Usage]:
         """How the reward varies over samples of the base model: as saved, or by a pilot run.
@@ -305,6 +307,8 @@ class SteeredPipeline:
             keys: their keys for random numbers.
             negative_prompt: as in a call.
             folders: where to look for a saved one; by default the user's cache, then the package.
+            count: prompts of a pilot.
+            samples: base samples a prompt of a pilot.
             call: the pipeline's own keyword arguments.
 
         Returns:
@@ -318,14 +322,14 @@ class SteeredPipeline:
         prompts = check_prompts(prompt)
         keys = prompt_keys(prompts) if keys is None else keys
         negatives = _per_prompt(negative_prompt, len(prompts))
-        chosen = pilot_prompts(keys)
+        chosen = pilot_prompts(keys, count)
         handles = model.encode(
             [prompts[i] for i in chosen],
             negative_prompts=None if negatives is None else [negatives[i] for i in chosen],
         )
         engine = self._engine(model)
         some = [(Item(prompts[i]), keys[i], h) for i, h in zip(chosen, handles, strict=True)]
-        return calibrate(engine, some, seed=self.seed or 0), engine.usage
+        return calibrate(engine, some, seed=self.seed or 0, samples=samples), engine.usage
 
     def _engine(self, model: PipelineModel) -> Engine:
         check_abilities(

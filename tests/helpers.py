@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.cost import Cost
 from steering.engine import Engine
 from steering.live import Job, JobResult
 from steering.mixtures import MixtureModel, vp_grid
 from steering.model import Stage
 from steering.reward import Item
-from steering.search import Search
+from steering.search import Needs, Outcome, Plan, Search
 from steering.tilted import PROBLEMS, TiltedProblem
 
 
@@ -84,3 +85,25 @@ def run(model: Any, reward: Any, jobs: Sequence[Job], **engine: Any) -> list[Job
         if result.error is not None:
             raise result.error
     return results
+
+
+@dataclass(frozen=True)
+class Custom(Search):
+    """A search made of a generator function."""
+
+    body: object
+    wants: Needs = field(default_factory=Needs)
+
+    @property
+    def needs(self):
+        return self.wants
+
+    def plan(self, facts):
+        return Plan(Cost(), Cost(), 1)
+
+    def __call__(self, problem):
+        return self.body(problem)
+
+
+def outcome(x_0, scores):
+    return Outcome(x_0, scores, torch.zeros(len(x_0), dtype=torch.float64), [0])

@@ -65,7 +65,7 @@ class Run:
 def demo(
     model: Literal["shapes-sd", "shapes-flux"] = "shapes-sd",
     output: Path = Path("outputs/demo"),
-    prompts: int = 8,
+    prompts: int = 5,
     candidates: int = 16,
     seed: int = 0,
     strength: Strength = Strength(),
@@ -100,7 +100,7 @@ def demo(
         strength=strength,
         seed=seed,
     )
-    smaller = sorted({max(candidates // 4, 1), max(candidates // 2, 1)} - {candidates})
+    smaller = [max(candidates // 4, 1)] if candidates > 1 else []
     searches: dict[str, Search] = {f"best-of-{candidates}": steered.sampler}
     searches |= {f"fk-{k}": FKSteering(k) for k in (*smaller, candidates)}
     with tqdm(total=len(searches) * len(texts), unit="search", disable=not progress) as bar:

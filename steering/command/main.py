@@ -19,12 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    from steering.command.calibrate import calibrate
     from steering.command.demo import demo
     from steering.command.generate import RewardFacts, check_early, generate, plan
 
     actions: dict[str, Callable[..., int]] = {
         "generate": generate,
         "plan": plan,
+        "calibrate": calibrate,
         "demo": demo,
         "list": list_configs,
     }

@@ -1,9 +1,8 @@
 import itertools
-from dataclasses import dataclass, field
 
 import pytest
 import torch
-from helpers import FunctionReward, Recorder, jobs_for, mixture, run
+from helpers import Custom, FunctionReward, Recorder, jobs_for, mixture, outcome, run
 
 from samplers import BestOfN, FKSteering
 from steering.calls import BadReward
@@ -12,7 +11,7 @@ from steering.engine import Engine, MissingAbility
 from steering.live import BudgetExceeded, SearchFailed
 from steering.model import Abilities, Stage
 from steering.requests import Denoise, Rollout, Score
-from steering.search import BudgetTooSmall, Needs, Outcome, Plan, Search
+from steering.search import BudgetTooSmall, Needs
 from steering.transitions import DDIM
 
 PROMPTS = ["a", "b", "c", "d", "e"]
@@ -25,28 +24,6 @@ def same(a, b):
         and x.trace.records == y.trace.records
         for x, y in zip(a, b, strict=True)
     )
-
-
-@dataclass(frozen=True)
-class Custom(Search):
-    """A search made of a generator function."""
-
-    body: object
-    wants: Needs = field(default_factory=Needs)
-
-    @property
-    def needs(self):
-        return self.wants
-
-    def plan(self, facts):
-        return Plan(Cost(), Cost(), 1)
-
-    def __call__(self, problem):
-        return self.body(problem)
-
-
-def outcome(x_0, scores):
-    return Outcome(x_0, scores, torch.zeros(len(x_0), dtype=torch.float64), [0])
 
 
 def test_rows_of_all_prompts_are_fused_into_full_micro_batches():

@@ -1,0 +1,58 @@
+"""``steer calibrate``: measure a reward's spread once, so that no run needs a pilot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rewards.base import RewardModel
+from steering.command.options import PipelineOptions, device_of, load_pipeline, read_prompts
+from steering.pilot import BaseSamples
+from steering.pipeline import SteeredPipeline
+from steering.streams import prompt_keys
+from steering.strength import cache_folder
+
+
+def calibrate(
+    pipeline: PipelineOptions,
+    reward: RewardModel,
+    prompt: list[str] = [],  # noqa: B006 - never changed; the option parser wants a list
+    prompts_file: Path | None = None,
+    count: int = 16,
+    samples: int = 16,
+    seed: int = 0,
+    output: Path | None = None,
+) -> int:
+    """Measure how a reward varies over samples of the base model, and save it.
+
+    Args:
+        pipeline: as in generate.
+        reward: as in generate.
+        prompt: as in generate.
+        prompts_file: as in generate.
+        count: prompts used, chosen by their keys.
+        samples: base samples a prompt.
+        seed: of the samples.
+        output: folder; the user's cache by default, where every run looks first.
+
+    Returns:
+        Exit status 0.
+    """
+    prompts = read_prompts(prompt, prompts_file)
+    device = device_of(pipeline)
+    steered = SteeredPipeline(
+        load_pipeline(pipeline, device),
+        sampler=BaseSamples(samples),
+        reward=reward.to(device),
+        seed=seed,
+    )
+    found, usage = steered.calibration(
+        prompts,
+        keys=prompt_keys(prompts),
+        folders=[],
+        count=count,
+        samples=samples,
+        **pipeline.call,
+    )
+    path = found.save(output or cache_folder() / "calibration")
+    print(f"spread {found.spread:.4g} from {len(found.centred)} samples, {usage.nfe} NFE: {path}")
+    return 0
