@@ -35,7 +35,7 @@ def test_shapes_sd(walk, name):
     options = {"skip_prk_steps": True} if name == "PNDM" else {}
     kind = getattr(diffusers, f"{name}Scheduler")
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
-    call = {"num_inference_steps": 8, "guidance_scale": 2.0}
+    call = {"num_inference_steps": 5, "guidance_scale": 2.0}
     model = adapt(pipe, call=call)
     handles = model.encode(PROMPTS, generator=torch.Generator().manual_seed(3))
     ends = walk(model, handles)
@@ -51,7 +51,7 @@ def test_shapes_sd(walk, name):
 )
 def test_shapes_flux(walk, options, negative):
     pipe = loaded("shapes-flux", diffusers.FluxPipeline)
-    call = {"num_inference_steps": 8, "height": 64, "width": 64, **options}
+    call = {"num_inference_steps": 5, "height": 64, "width": 64, **options}
     more = {} if negative is None else {"negative_prompt": [negative] * 2}
     model = adapt(pipe, call=call)
     handles = model.encode(
