@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,9 @@ class SteeredPipeline:
             ) from failed[0].error
         output = run.model.merge_output([row for r in report.results for row in r.media])
         output.steering = report
-        return output if return_dict else output.to_tuple()
+        if return_dict:
+            return output
+        return tuple(getattr(output, f.name) for f in fields(output))  # None included, as there
 
     def prepare(
         self,

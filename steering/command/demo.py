@@ -19,7 +19,6 @@ from samplers import BestOfN, FKSteering
 from steering import __version__, shapes
 from steering.command import figures
 from steering.command.options import (
-    GROUPS,
     PipelineOptions,
     config_folder,
     device_of,
@@ -121,7 +120,7 @@ def demo(
 def _pipeline_options(model: str, device: str) -> PipelineOptions:
     import yaml
 
-    text = (config_folder() / GROUPS[0] / f"{model}.yaml").read_text()
+    text = (config_folder() / "pipeline" / f"{model}.yaml").read_text()
     return PipelineOptions(**yaml.safe_load(text), device=device)
 
 

@@ -105,7 +105,7 @@ def generate(
         and not all(folder.is_done(prompts[i], _copy_key(key, c)) for c in range(images_per_prompt))
     ]
     device = device_of(pipeline, state.local_process_index)
-    pipe = load_pipeline(pipeline, device)
+    pipe = load_pipeline(pipeline, device, progress=progress)
     rewards = [reward] + ([held_out] if held_out is not None else [])
     for model in rewards:
         model.to(device)

@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-GROUPS = ("pipeline", "sampler", "reward")
+#: options that take a configuration by name, and the folder it lies in
+GROUPS = {
+    "pipeline": "pipeline",
+    "sampler": "sampler",
+    "reward": "reward",
+    "held_out": "reward",
+}
 
 
 class UsageError(ValueError):
@@ -79,15 +85,18 @@ def resolve_names(argv: Sequence[str]) -> list[str]:
     """Command-line arguments with names replaced by files, and repeated prompts collected.
 
     ``--sampler fk`` becomes the file of that name; ``--pipeline`` also takes a folder or a hub id;
-    ``--prompt`` may be repeated.
+    ``--prompt`` may be repeated; ``--held-out`` is ``--held_out``.
     """
     out: list[str] = []
     words = iter(argv)
     for word in words:
         option, given, value = word.partition("=")
-        name = option.removeprefix("--")
-        if not option.startswith("--") or name not in (*GROUPS, "prompt"):
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or not name:
             out.append(word)
+            continue
+        if name not in (*GROUPS, "prompt"):
+            out.append(f"--{name}{given}{value}")
             continue
         if not given:
             value = next(words, "")
@@ -98,7 +107,7 @@ def resolve_names(argv: Sequence[str]) -> list[str]:
                 find(name, value)  # raises: names the nearest
             out.append(f"--pipeline.model={value}")
         else:
-            out.append(f"{option}={find(name, value)}")
+            out.append(f"--{name}={find(GROUPS[name], value)}")
     return out
 
 
@@ -162,19 +171,28 @@ def pipeline_source(model: str) -> str:
     return model
 
 
-def load_pipeline(options: PipelineOptions, device: torch.device) -> Any:
+def load_pipeline(options: PipelineOptions, device: torch.device, *, progress: bool = False) -> Any:
     """The diffusers pipeline, from safetensors only.
+
+    Args:
+        options: which.
+        device: where to put it.
+        progress: show diffusers' progress bars of loading.
 
     Raises:
         UsageError: it cannot be found, or offline mode forbids to fetch it.
     """
     import diffusers
+    import transformers
 
     source = pipeline_source(options.model)
+    if not progress:
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
     extra = {k: v for k in ("revision", "variant") if (v := getattr(options, k)) is not None}
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
-            source, torch_dtype=getattr(torch, options.dtype), use_safetensors=True, **extra
+            source, dtype=getattr(torch, options.dtype), use_safetensors=True, **extra
         )
     except OSError as error:
         raise UsageError(
