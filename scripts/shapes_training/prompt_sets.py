@@ -3,28 +3,33 @@
 import random
 from pathlib import Path
 
-from steering.shapes.grammar import MAX_OBJECTS
 from steering.shapes.sampling import held_out, random_scene
 
 SEED = 2026
-# Prompts of each kind; the first four kinds come whole, for they have no more.
-EASY = {"single": 7, "counting": 28, "colours": 56, "two": 42, "position": 130, "attributes": 249}
-HARD = {"chain": 64, "relation": 52, "groups": 12}
+# (kind, objects or None for any number, prompts). Of the first three kinds there are no more
+# prompts; positions are a sixth, as in GenEval.
+EASY = (
+    ("single", None, 7),
+    ("colours", None, 56),
+    ("two", None, 42),
+    ("counting", None, 190),
+    ("position", None, 85),
+    ("attributes", None, 132),
+)
+HARD = (("chain", None, 72), ("relation", 2, 30), ("relation", 3, 24), ("groups", 5, 2))
 
 
-def draw_prompts(counts: dict[str, int], seed: int = SEED) -> list[str]:
-    """Distinct prompts by kind; half of the attributes are held out, all groups have 5 objects."""
+def draw_prompts(parts: tuple[tuple[str, int | None, int], ...], seed: int = SEED) -> list[str]:
+    """Distinct prompts by kind, at least a third of the attributes held out."""
     rng = random.Random(seed)
     result: dict[str, None] = {}
-    for kind, count in counts.items():
+    for kind, objects, count in parts:
         chosen: dict[str, None] = {}
         while len(chosen) < count:
             scene = random_scene(kind, rng)
-            wants_held = kind == "attributes" and 2 * len(chosen) < count
-            too_easy = kind == "groups" and (
-                len(scene.groups) == 1 or sum(group.count for group in scene.groups) < MAX_OBJECTS
-            )
-            if not too_easy and (held_out(scene) or not wants_held):
+            fits = objects in (None, sum(group.count for group in scene.groups))
+            wants_held = kind == "attributes" and 3 * len(chosen) < count
+            if fits and (held_out(scene) or not wants_held):
                 chosen[str(scene)] = None
         result |= chosen
     return list(result)
@@ -32,6 +37,6 @@ def draw_prompts(counts: dict[str, int], seed: int = SEED) -> list[str]:
 
 def write_prompt_sets(folder: Path) -> None:
     """Writes easy.txt and hard.txt."""
-    for name, counts in (("easy", EASY), ("hard", HARD)):
-        text = "\n".join(draw_prompts(counts)) + "\n"
+    for name, parts in (("easy", EASY), ("hard", HARD)):
+        text = "\n".join(draw_prompts(parts)) + "\n"
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")

@@ -148,12 +148,7 @@ class Scene:
         if self.relations:
             return "relation" if coloured or several else "position"
         if len(self.groups) == 1:
-            return {
-                (False, False): "single",
-                (False, True): "counting",
-                (True, False): "colours",
-                (True, True): "groups",
-            }[coloured, several]
+            return "counting" if several else "colours" if coloured else "single"
         if several or len(self.groups) > 2:
             return "groups"
         return "attributes" if coloured else "two"
@@ -186,10 +181,11 @@ def kind(prompt: str) -> str:
     """The kind of a prompt.
 
     Returns:
-        One of "single" ("a ring"), "two" ("a ring and a cross"), "counting" ("three squares"), "colours"
-        ("a red ring"), "position" ("a ring left of a cross"), "attributes" ("a red ring and a blue
-        cross"); or, harder, "groups" ("two red rings and a cross"), "relation" ("two rings left of a
-        red cross"), "chain" ("a ring left of a cross that is above a star").
+        One of "single" ("a ring"), "two" ("a ring and a cross"), "counting" ("three squares",
+        "three red squares"), "colours" ("a red ring"), "position" ("a ring left of a cross"),
+        "attributes" ("a red ring and a blue cross"); or, harder, "groups" ("two red rings and a
+        cross"), "relation" ("two rings left of a red cross"), "chain" ("a ring left of a cross
+        that is above a star").
 
     Raises:
         TypeError, ValueError: as `parse`.

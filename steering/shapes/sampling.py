@@ -75,13 +75,13 @@ def _form(kind: str, rng: random.Random) -> tuple[list[int], float, int]:
         case "single" | "colours":
             return [1], float(kind == "colours"), 0
         case "counting":
-            return [rng.randint(2, MAX_OBJECTS)], 0.0, 0
+            return [rng.randint(2, MAX_OBJECTS)], rng.choice((0.0, 1.0)), 0
         case "two" | "attributes":
             return [1, 1], float(kind == "attributes"), 0
         case "position":
             return [1, 1], 0.0, 1
         case "groups":
-            sizes = [rng.randint(1, 3) for _ in range(rng.randint(1, 3))]
+            sizes = [rng.randint(1, 3) for _ in range(rng.randint(2, 3))]
             return sizes, rng.choice((0.0, 0.5, 1.0, 1.0)), 0
         case "relation":
             return [rng.randint(1, 3), rng.randint(1, 3)], rng.choice((0.0, 0.5, 1.0)), 1

@@ -22,7 +22,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from steering.shapes.grammar import COLOURS, SHAPES, Scene, parse
-from steering.shapes.render import PALETTE, SIZE, coverage
+from steering.shapes.outlines import SIZE, coverage
+from steering.shapes.render import PALETTE
 
 _CONTRAST = 0.3  # RGB distance from the background that makes a pixel part of an object
 _SPECK = 6  # smaller components, in pixels, are noise and not objects
