@@ -29,7 +29,7 @@ _SHAPES = Path(__file__).resolve().parents[1] / "steering" / "shapes"
 _PLANS = {
     "vae": (4000, 1e-3, 120),
     "sd": (7000, 1e-3, 400),
-    "flux": (4500, 1e-3, 400),
+    "flux": (6500, 1e-3, 290),
     "clip": (12000, 1e-3, 200),
 }
 

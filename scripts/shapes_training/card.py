@@ -35,8 +35,8 @@ shapes-clip is the cosine of picture and text features.
 
 `python scripts/train_shapes.py vae`, then `sd`, `flux`, `clip`: 320,000 rendered pictures without
 held-out combinations, seed 0, AdamW (peak 1e-3, cosine), bfloat16, averaged weights. Steps as
-shipped, on one H100: vae 3,981 steps of 128 (90 s); sd 6,927 of 512; flux 4,461 of 512; clip
-1,000 of 512 (stopped there: good enough, see below). sd, flux and clip shared one GPU for 500 s.
+shipped, on one H100: vae 3,981 steps of 128 (90 s); sd 6,927 of 512 and clip 1,000 of 512 side by side
+(500 s); flux 6,500 of 512 by itself (238 s), against the shipped autoencoder in half precision.
 A run ends at its number of steps or seconds, whichever comes first, so another run gives slightly
 other weights. (The shipped autoencoder saw fewer pictures of kind "attributes" than the others.)
 
@@ -118,7 +118,9 @@ def _hard(sd: dict, flux: dict) -> list[str]:
 
 
 def _guidance(sd: dict, flux: dict) -> list[str]:
-    lines = ["**Guidance**, overall on the easy prompts (few samples):\n"]
+    lines = [
+        "**Guidance**, overall on the easy prompts (two samples a prompt, other seeds than above; the best is used above):\n"
+    ]
     for name, model in (("shapes-sd", sd), ("shapes-flux", flux)):
         scans = [
             f"{next(v for k, v in entry['arguments'].items() if 'scale' in k)}: "

@@ -7,16 +7,16 @@ from steering.shapes.sampling import held_out, random_scene
 
 SEED = 2026
 # (kind, objects or None for any number, prompts). Of the first three kinds there are no more
-# prompts; positions are a sixth, as in GenEval.
+# prompts; the other three share the rest equally.
 EASY = (
     ("single", None, 7),
     ("colours", None, 56),
     ("two", None, 42),
-    ("counting", None, 190),
-    ("position", None, 85),
-    ("attributes", None, 132),
+    ("counting", None, 136),
+    ("position", None, 136),
+    ("attributes", None, 135),
 )
-HARD = (("chain", None, 72), ("relation", 2, 30), ("relation", 3, 24), ("groups", 5, 2))
+HARD = (("chain", None, 90), ("relation", 2, 20), ("relation", 3, 16), ("groups", 5, 2))
 
 
 def draw_prompts(parts: tuple[tuple[str, int | None, int], ...], seed: int = SEED) -> list[str]:
