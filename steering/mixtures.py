@@ -238,7 +238,9 @@ class MixtureModel:
         """Model calls of one :class:`OdeRun`: one a step."""
         return self.grid.steps
 
-    def scheduler_run(self, conditioning: Any, draws: Sequence[int]) -> OdeRun:
+    def scheduler_run(
+        self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]
+    ) -> OdeRun:
         """The deterministic walk along the grid."""
         return OdeRun(self.grid)
 

@@ -114,5 +114,11 @@ class Model(Protocol):
     def scheduler_calls(self) -> int:
         """Model calls that one trajectory of the pipeline's own scheduler makes."""
 
-    def scheduler_run(self, conditioning: Any, draws: Sequence[int]) -> SchedulerRun:
-        """A fresh private copy of the pipeline's scheduler for rows with these draw ids."""
+    def scheduler_run(
+        self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]
+    ) -> SchedulerRun:
+        """A fresh private copy of the pipeline's scheduler for rows with these draw ids.
+
+        ``seeds`` are one a row, for the noise of stochastic schedulers; draw 0 follows the user's own
+        generator where one was given.
+        """

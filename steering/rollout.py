@@ -37,7 +37,7 @@ def rollout(
             solver was given no draw ids.
     """
     if request.solver == "scheduler":
-        return (yield from _by_scheduler(request, model, conditioning))
+        return (yield from _by_scheduler(request, problem, model, conditioning))
     solver, rows = request.solver, len(request.x_t)
     path = list(request.path) if request.path is not None else list(problem.grid[request.start :])
     if solver.stochastic and len(request.draws) != rows:
@@ -56,15 +56,20 @@ def rollout(
 
 
 def _by_scheduler(
-    request: Rollout, model: Model, conditioning: Any
+    request: Rollout, problem: Problem, model: Model, conditioning: Any
 ) -> Generator[Denoise, Posterior, Tensor]:
     if request.start != 0:
         raise ValueError(
             f"the pipeline's own scheduler starts at the grid's start, not at index {request.start}; "
             "use a transition as the solver"
         )
-    run = model.scheduler_run(conditioning, request.draws)
     x = request.x_t
+    if len(request.draws) != len(x):
+        raise ValueError(
+            f"a roll-out of {len(x)} rows needs {len(x)} draw ids, got {request.draws}"
+        )
+    seeds = [problem.streams.integer("scheduler", draw, 0) for draw in request.draws]
+    run = model.scheduler_run(conditioning, request.draws, seeds)
     for index, t in enumerate(run.times):
         posterior = yield Denoise(x, t, request.keep_graph)
         with torch.set_grad_enabled(request.keep_graph):

@@ -86,9 +86,9 @@ class Streams:
         return torch.from_numpy(self._generator.random(count))
 
     def integer(self, purpose: str, draw: int, step: int) -> int:
-        """A seed below 2^31 for a random generator of another library."""
+        """A seed below 2^63 for a random generator of another library."""
         self._seek(purpose, draw, step)
-        return int(self._generator.integers(2**31))
+        return int(self._generator.integers(2**63 - 1))
 
     def _seek(self, purpose: str, draw: int, step: int) -> Callable[..., object]:
         """Move the generator to the start of one stream; returns its normal sampler."""

@@ -31,7 +31,6 @@ class Handle:
         signature: equal for rows that may share a call.
         initial: state ``(1, *shape)`` that the pipeline would start from, or None.
         noise_state: state of the user's generator after that draw, where it serves this row alone.
-        noise_seed: seed of a stochastic scheduler's noise beyond that.
     """
 
     prompt: str
@@ -40,7 +39,6 @@ class Handle:
     signature: Hashable
     initial: Tensor | None = None
     noise_state: tuple[torch.device, Tensor] | None = None
-    noise_seed: int = 0
 
 
 @dataclass(eq=False)

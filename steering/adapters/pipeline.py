@@ -283,6 +283,8 @@ class PipelineModel:
         """Model calls that one trajectory of the pipeline's own scheduler makes."""
         return len(self._plan.scheduler.timesteps)
 
-    def scheduler_run(self, conditioning: Handle, draws: Sequence[int]) -> PipelineSchedule:
-        """A fresh private copy of the pipeline's scheduler for rows with these draw ids."""
-        return PipelineSchedule(conditioning.plan, conditioning, draws)
+    def scheduler_run(
+        self, conditioning: Handle, draws: Sequence[int], seeds: Sequence[int]
+    ) -> PipelineSchedule:
+        """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
+        return PipelineSchedule(conditioning.plan, conditioning, draws, seeds)

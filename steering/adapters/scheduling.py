@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -24,17 +23,20 @@ class PipelineSchedule:
     Args:
         plan: what was learned of the pipeline.
         handle: the rows' prompt.
-        draws: draw ids of the rows, which name the noise of a stochastic scheduler.
+        draws: draw ids of the rows.
+        seeds: seed of each row's noise, for stochastic schedulers.
     """
 
-    def __init__(self, plan: Plan, handle: Handle, draws: Sequence[int]) -> None:
+    def __init__(
+        self, plan: Plan, handle: Handle, draws: Sequence[int], seeds: Sequence[int]
+    ) -> None:
         self._scheduler = copy.deepcopy(plan.scheduler)
         self._timesteps = self._scheduler.timesteps
         self._kind = prediction_of(plan.scheduler)
         self._training = training_interpolant(plan.scheduler)
         self._options = dict(plan.extra)
         self._handle = handle
-        self._draws = list(draws)
+        self._draws, self._seeds = list(draws), list(seeds)
         self._times = call_times(plan.scheduler)
         self._done = 0
 
@@ -52,8 +54,8 @@ class PipelineSchedule:
         if index != self._done:
             raise ValueError(f"model call {self._done} comes next, got {index}")
         if self._done == 0 and "generator" in inspect.signature(self._scheduler.step).parameters:
-            draws = self._draws or range(len(x_t))
-            self._options["generator"] = [_generator(self._handle, draw) for draw in draws]
+            rows = zip(self._draws, self._seeds, strict=True)
+            self._options["generator"] = [_generator(self._handle, d, s) for d, s in rows]
         self._done += 1
         time = self._times[index]
         scale = self._training.scale_from(time)
@@ -65,13 +67,11 @@ class PipelineSchedule:
         return torch.as_tensor(after[0]).to(x_t.dtype)
 
 
-def _generator(handle: Handle, draw: int) -> torch.Generator:
+def _generator(handle: Handle, draw: int, seed: int) -> torch.Generator:
     """Draw 0 goes on where the user's own generator stood; others have a stream of their own."""
     if draw == 0 and handle.noise_state is not None:
         device, state = handle.noise_state
         generator = torch.Generator(device)
         generator.set_state(state)
         return generator
-    text = f"{handle.noise_seed}\x1f{handle.prompt}\x1f{draw}".encode()
-    digest = hashlib.blake2b(text, digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(seed)

@@ -170,7 +170,7 @@ def test_the_flow_grid_goes_from_noise_to_data():
 
 def test_its_own_scheduler_is_the_ode():
     m = MixtureModel(random_mixture(dim=2), flow_grid(20))
-    run = m.scheduler_run(Unconditional(), [0])
+    run = m.scheduler_run(Unconditional(), [0], [0])
     assert list(run.times) == list(m.grid[:-1])
     assert m.scheduler_calls() == 20
     x_t, posterior = torch.randn(1, 2), Posterior(torch.randn(1, 2), torch.randn(1, 2))

@@ -166,3 +166,21 @@ def test_distilled_models_are_refused_by_searches_that_need_a_posterior_mean(sha
             steered("a red ring", num_inference_steps=4, guidance_scale=2.0)
     finally:
         shapes_sd.scheduler = own
+
+
+def test_the_noise_of_a_stochastic_scheduler_follows_seed_prompt_and_draw(shapes_sd):
+    own = shapes_sd.scheduler
+    call = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
+    latents = torch.zeros(2, 4, 16, 16)  # so that only the steps' noise can tell images apart
+    try:
+        shapes_sd.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(own.config)
+        steered = SteeredPipeline(shapes_sd, sampler=BestOfN(1), reward=BRIGHT, seed=1)
+        first, twin = steered(["a red ring"] * 2, latents=latents, **call).images
+        again, _ = steered(["a red ring"] * 2, latents=latents, **call).images
+        steered.seed = 2
+        other, _ = steered(["a red ring"] * 2, latents=latents, **call).images
+    finally:
+        shapes_sd.scheduler = own
+    assert torch.equal(first, again)
+    assert not torch.equal(first, twin)
+    assert not torch.equal(first, other)

@@ -49,7 +49,7 @@ def walk() -> Callable[..., Tensor]:
     def walk(model: Any, handles: list[Any]) -> Tensor:
         ends = []
         for handle in handles:
-            x, run = handle.initial, model.scheduler_run(handle, [0])
+            x, run = handle.initial, model.scheduler_run(handle, [0], [0])
             for index, time in enumerate(run.times):
                 x = run.step(index, model.denoise(x, [time], [handle]), x)
             ends.append(x)

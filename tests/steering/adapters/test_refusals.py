@@ -43,7 +43,7 @@ def test_the_pipeline_is_left_as_found(tiny):
     x_0 = model.denoise(handles[0].initial, [model.grid[0]], handles[:1]).x_0
     model.decode(x_0, handles[:1], Stage.FINAL)
     model.render(x_0, handles[:1])
-    model.scheduler_run(handles[0], [0])
+    model.scheduler_run(handles[0], [0], [0])
     assert state_of(pipe) == before
 
 

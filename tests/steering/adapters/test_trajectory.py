@@ -198,7 +198,7 @@ def test_draws_of_a_stochastic_scheduler_do_not_depend_on_their_batch(tiny):
     x = torch.randn(1, *model.shape).expand(2, -1, -1, -1)
     with torch.no_grad():
         posterior = model.denoise(x, [model.grid[0]] * 2, [handle] * 2)
-    both = model.scheduler_run(handle, [4, 9]).step(0, posterior, x)
-    alone = model.scheduler_run(handle, [9]).step(0, posterior[1:], x[1:])
+    both = model.scheduler_run(handle, [4, 9], [14, 19]).step(0, posterior, x)
+    alone = model.scheduler_run(handle, [9], [19]).step(0, posterior[1:], x[1:])
     assert torch.equal(both[1:], alone)
     assert not torch.equal(both[0], both[1])
