@@ -56,8 +56,9 @@ class Engine:
         held_out: rewards by name that judge the chosen candidates and are never searched on.
         batch_size: most rows a model call; halved when memory runs out. None: 16 on a CPU, 32 else.
         deterministic: pad every call to ``bucket`` rows, pin the threads, and switch off what makes a
-            row depend on its place in the batch, so that results are bit-identical for any packing,
-            process and order on one device and version.
+            row depend on its place in the batch (TF32; in half precision cuDNN, too), so that
+            results are bit-identical for any packing, process and order on one device and version.
+            Nothing is promised across devices, library versions, or memory formats other than NCHW.
         bucket: rows of every call in deterministic mode.
         threads: CPU threads in deterministic mode.
         non_finite: what a NaN or infinite reward means: ``"error"``, or ``"zero_weight"``: minus
@@ -200,13 +201,14 @@ class Engine:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.enabled
         matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+        cudnn.enabled = cudnn.enabled and self.model.dtype == torch.float32
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.enabled = before
 
 
 def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Reward) -> None:

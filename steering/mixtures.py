@@ -207,6 +207,11 @@ class MixtureModel:
         return (self.mixture.dim,)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Closed forms are computed in at least float32."""
+        return torch.float32
+
+    @property
     def passes(self) -> int:
         """One: there is no guidance."""
         return 1

@@ -88,6 +88,10 @@ class Model(Protocol):
     def device(self) -> torch.device: ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; states are float32 all the same."""
+
+    @property
     def grid(self) -> TimeGrid:
         """The time grid of the pipeline's scheduler."""
 

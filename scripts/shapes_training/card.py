@@ -119,7 +119,8 @@ def _hard(sd: dict, flux: dict) -> list[str]:
 
 def _guidance(sd: dict, flux: dict) -> list[str]:
     lines = [
-        "**Guidance**, overall on the easy prompts (two samples a prompt, other seeds than above; the best is used above):\n"
+        "**Guidance**, overall on the easy prompts (two samples a prompt, other seeds than above; the "
+        "best is used above):\n"
     ]
     for name, model in (("shapes-sd", sd), ("shapes-flux", flux)):
         scans = [

@@ -125,6 +125,12 @@ class PipelineModel:
         return torch.device(self.pipe._execution_device)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        network = self.pipe.__dict__[self._plan.network]
+        return next(network.parameters()).dtype
+
+    @property
     def grid(self) -> TimeGrid:
         """The time grid of the pipeline's scheduler, as the pipeline configures it."""
         return self._grid

@@ -64,8 +64,8 @@ class Run:
 def demo(
     model: Literal["shapes-sd", "shapes-flux"] = "shapes-sd",
     output: Path = Path("outputs/demo"),
-    prompts: int = 5,
-    candidates: int = 16,
+    prompts: int = 8,
+    candidates: int = 12,
     seed: int = 0,
     strength: Strength = Strength(),
     device: str = "auto",

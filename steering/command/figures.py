@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 RIGHT, WRONG = "#2a9d55", "#c8463c"
 
@@ -19,42 +20,40 @@ RIGHT, WRONG = "#2a9d55", "#c8463c"
 def picture_grid(
     entries: Sequence[Mapping[str, Any]], path: Path, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """One row a prompt, one column a sampler; the frame is green where the verifier agrees.
+    """One column a prompt, one row a sampler; the frame is green where the verifier agrees.
 
     Args:
         entries: ``{"prompt": text, sampler: (picture, reward, verdict), ...}``.
         path: PNG to write.
-        rows: summary of each sampler, in the order of the columns, for the headings.
+        rows: summary of each sampler, in the order of the rows, for the labels.
     """
-    columns = [name for name in entries[0] if name != "prompt"]
-    height = 1.35 * len(entries) + 0.9
+    samplers = [name for name in entries[0] if name != "prompt"]
     figure, axes = plt.subplots(
-        len(entries), len(columns), figsize=(1.5 * len(columns) + 3.2, height), squeeze=False
+        len(samplers),
+        len(entries),
+        figsize=(1.45 * len(entries) + 1.3, 1.62 * len(samplers) + 1.1),
+        squeeze=False,
     )
-    for line, entry in zip(axes, entries, strict=True):
-        for axis, name in zip(line, columns, strict=True):
+    for line, name, row in zip(axes, samplers, rows, strict=True):
+        for axis, entry in zip(line, entries, strict=True):
             picture, reward, verdict = entry[name]
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"reward {reward:.1f}", fontsize=7, labelpad=2)
             for spine in axis.spines.values():
                 spine.set(color=RIGHT if verdict else WRONG, linewidth=2.5)
-        line[0].text(
-            -0.15,
-            0.5,
-            textwrap.fill(entry["prompt"], 26),
-            transform=line[0].transAxes,
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
-    for axis, name, row in zip(axes[0], columns, rows, strict=True):
-        axis.set_title(f"{name}\n{row['accuracy']:.0%} right", fontsize=9)
-    figure.suptitle(
-        "Green: the picture truly shows its prompt (exact verifier, never searched on)", fontsize=8
+        line[0].set_ylabel(f"{name}\n{row['accuracy']:.0%} right", fontsize=9)
+    for axis, entry in zip(axes[0], entries, strict=True):
+        axis.set_title(textwrap.fill(entry["prompt"], 20), fontsize=7)
+    figure.text(
+        0.5,
+        0.01,
+        "green: the picture truly shows its prompt (exact verifier, never searched on); the first "
+        "row shows one sample, its label the mean over all",
+        ha="center",
+        fontsize=7,
     )
-    top = 1 - 0.85 / height
-    figure.subplots_adjust(left=0.42, right=0.98, top=top, bottom=0.03, hspace=0.3, wspace=0.12)
+    figure.tight_layout(rect=(0, 0.03, 1, 1), h_pad=0.6, w_pad=0.5)
     _save(figure, path)
 
 
@@ -81,6 +80,9 @@ def reward_and_accuracy(
             rows = sorted(rows, key=lambda r: r["nfe"])
             axis.plot([r["nfe"] for r in rows], [r[key] for r in rows], marker="o", label=name)
         axis.set(xscale="log", xlabel="denoiser calls a prompt (NFE)", ylabel=label)
+        axis.set_xticks(sorted({r["nfe"] for r in curve}))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     axes[1].set_ylim(-0.02, 1.02)
     axes[0].legend(fontsize=8)
