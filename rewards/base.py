@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -12,6 +13,23 @@ from steering.reward import Item
 
 #: What `RewardModel.score` may return: ``(B,)``, or named columns of that shape.
 Scored = Tensor | Mapping[str, Tensor]
+
+
+#: arguments that say where or how precisely a reward computes, not what
+_PLACE = ("device", "dtype")
+
+
+def _told(value: Any) -> str:
+    """An argument in words that do not change from process to process."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_told(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_told, value)) + "]"
+    if isinstance(value, str | int | float | bool | RewardModel) or value is None:
+        return repr(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return type(value).__name__
 
 
 class RewardModel:
@@ -40,6 +58,7 @@ class RewardModel:
     range: tuple[float, float] | None = None
     batch_limit: int | None = None
     calls_per_row: int = 1
+    _made: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __init__(self, *, device: str | torch.device | None = None) -> None:
         self._pinned = None if device is None else torch.device(device)
@@ -73,6 +92,26 @@ class RewardModel:
         # Not inference_mode: its tensors may not take part in a graph later.
         with torch.no_grad():
             return self.featurize(item)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember how the reward was made, which tells it from others of its name."""
+        made = super().__new__(cls)
+        made._made = (args, kwargs)
+        return made
+
+    def __repr__(self) -> str:
+        args, kwargs = self._made
+        told = [_told(a) for a in args]
+        told += [f"{k}={_told(v)}" for k, v in sorted(kwargs.items()) if k not in _PLACE]
+        return f"{type(self).__name__}({', '.join(told)})"
+
+    @property
+    def key(self) -> str:
+        """Name, and a digest of the arguments if there are any: what calibrations are saved under."""
+        told = repr(self)
+        if told == f"{type(self).__name__}()":
+            return self.name
+        return f"{self.name}-{hashlib.blake2b(told.encode(), digest_size=4).hexdigest()}"
 
     def to(self, device: str | torch.device) -> Self:
         """Move the weights, and keep them there; returns itself."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from steering.cost import Cost
@@ -23,22 +24,33 @@ class BestOfNState:
     """What a later, larger search needs of an earlier one.
 
     Attributes:
+        owner: seed and key of the prompt that it belongs to.
         totals: reward of every candidate so far, float64 ``(done,)``; draw ids are their places.
         x_0: the best candidate ``(1, *shape)``.
+        columns: its named rewards, each ``(1,)``.
     """
 
+    owner: str
     totals: Tensor
     x_0: Tensor
+    columns: dict[str, Tensor]
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
-        save_file({"totals": self.totals, "x_0": self.x_0.cpu().contiguous()}, str(path))
+        tensors = {f"column {name}": column for name, column in self.columns.items()}
+        tensors |= {"totals": self.totals, "x_0": self.x_0}
+        plain = {name: t.cpu().contiguous().clone() for name, t in tensors.items()}
+        save_file(plain, str(path), metadata={"owner": self.owner})
 
     @classmethod
     def load(cls, path: str | Path) -> BestOfNState:
         """Read what :meth:`save` wrote."""
-        tensors = load_file(str(path))
-        return cls(tensors["totals"], tensors["x_0"])
+        with safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            owner = (file.metadata() or {}).get("owner", "")
+        totals, x_0 = tensors.pop("totals"), tensors.pop("x_0")
+        columns = {name.removeprefix("column "): t for name, t in tensors.items()}
+        return cls(owner, totals, x_0, columns)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,10 @@ class BestOfN(Search):
         n = max(n, 0)
         return Plan(n * one, one, min(n, self.in_flight), settings={"n": done + n})
 
+    def _first(self, problem: Problem) -> int:
+        """Candidates of the first turn: one where time counts and nothing is known of it yet."""
+        return 1 if problem.facts.budget.seconds is not None else self.in_flight
+
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         """Roll out and score, some candidates at a time."""
         plan = self.plan(problem.facts)
@@ -99,10 +115,11 @@ class BestOfN(Search):
         complete = True
         problem.trace.record(candidates=last)
         while first < last:
-            draws = range(first, min(first + self.in_flight, last))
-            if kept and not _affords(problem, plan.minimum, len(draws)):
+            room = _room(problem, plan.minimum, self.in_flight) if first else self._first(problem)
+            if kept and room < 1:
                 complete = False
                 break
+            draws = range(first, min(first + room, last))
             x_0 = yield Rollout(problem.initial(draws), 0, self.solver, draws)
             scores = yield Score(x_0, Stage.FINAL)
             totals.append(scores.total)
@@ -114,14 +131,20 @@ class BestOfN(Search):
         chosen = order if self.returns == "all" else order[:1]
         every = torch.cat(totals)
         problem.trace.record(totals=every, chosen=chosen)
-        state = BestOfNState(every, x_0[order[:1]].cpu())
+        best = scores[torch.tensor(order[:1])]
+        state = BestOfNState(_owner(problem), every, x_0[order[:1]].cpu(), best.columns)
         log_w = torch.zeros(len(x_0), dtype=torch.float64)
         return Outcome(x_0, scores, log_w, chosen, complete=complete, extra={"state": state})
 
 
-def _affords(problem: Problem, one: Cost, rows: int) -> bool:
-    seconds = Cost(seconds=problem.seconds_for(rows * one.nfe))
-    return problem.affords(rows * one + seconds)
+def _owner(problem: Problem) -> str:
+    return f"{problem.streams.seed}\x1f{problem.streams.prompt_key}"
+
+
+def _room(problem: Problem, one: Cost, most: int) -> int:
+    """How many candidates the budget still affords at once."""
+    seconds = Cost(seconds=problem.seconds_for(one.nfe))
+    return int(min(problem.facts.budget.times(one + seconds, problem.usage.cost), most))
 
 
 def _best(x_0: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
@@ -131,8 +154,12 @@ def _best(x_0: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
 
 
 def _earlier(state: BestOfNState, problem: Problem) -> tuple[Tensor, Scores]:
-    total = state.totals.max().reshape(1)
-    return state.x_0.to(problem.device), Scores(total, {})
+    if state.owner != _owner(problem):
+        raise ValueError(
+            "the saved state belongs to another prompt or seed; a state goes on with the search that "
+            "left it, one prompt at a time"
+        )
+    return state.x_0.to(problem.device), Scores(state.totals.max().reshape(1), state.columns)
 
 
 def _joined(parts: list[Scores]) -> Scores:

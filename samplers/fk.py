@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from samplers.potentials import Potential, PotentialName
+from samplers.potentials import Potential, PotentialName, tilt
 from steering.cost import Cost
 from steering.model import Stage
 from steering.particles import RESAMPLERS, Weights
@@ -170,10 +171,19 @@ class FKSteering(Search):
         potential, roots = Potential.start(self.potential, k), torch.arange(k)
         past: dict[int, Tensor] = {}
         problem.trace.record(particles=k)
+        if k > 1 and not looks and self.steps is None:
+            problem.trace.record(event="no look")
+            warnings.warn(
+                f"FKSteering looks from step {self.start} every {self.every} steps, but the grid has "
+                f"only {grid.steps}: nothing is resampled on the way; lower start and every",
+                stacklevel=2,
+            )
         for i in range(grid.steps):
             posterior = yield Denoise(x_t, grid[i])
             cloud = Cloud(x_t, posterior, potential, roots, past)
-            if i in looks:
+            if (
+                i in looks and complete
+            ):  # a lone survivor of the budget has nothing to be chosen from
                 cloud, weights = yield from self._look(problem, cloud, weights, i)
             if len(slots) > 1 and not self._affords(problem, len(slots), i):
                 best = int(weights.log_w.argmax())
@@ -269,4 +279,4 @@ def soft_value(rewards: Tensor, lam: float) -> Tensor:
     if lam == 0:
         return rewards.mean(-1)
     m = rewards.shape[-1]
-    return (torch.logsumexp(lam * rewards, -1) - torch.log(torch.tensor(float(m)))) / lam
+    return (torch.logsumexp(tilt(rewards, lam), -1) - torch.log(torch.tensor(float(m)))) / lam

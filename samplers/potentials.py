@@ -43,17 +43,22 @@ class Potential:
     def step(self, reward: Tensor, lam: float) -> tuple[Tensor, Potential]:
         """Log-potential of the next intermediate reward ``(k,)``, and the memory after it."""
         if self.name == "difference":
-            log_g = _less(lam * reward, self.applied)
-            return log_g, Potential(self.name, reward, lam * reward)
+            log_g = _less(tilt(reward, lam), self.applied)
+            return log_g, Potential(self.name, reward, tilt(reward, lam))
         statistic = (
             torch.maximum(self.statistic, reward) if self.name == "max" else self.statistic + reward
         )
-        log_g = lam * statistic
+        log_g = tilt(statistic, lam)
         return log_g, Potential(self.name, statistic, self.applied + log_g)
 
     def last(self, reward: Tensor, lam: float) -> Tensor:
         """Terminal correction ``(k,)``: lambda r(x_0) less all that was applied."""
-        return _less(lam * reward, self.applied)
+        return _less(tilt(reward, lam), self.applied)
+
+
+def tilt(reward: Tensor, lam: float) -> Tensor:
+    """``lambda r``, where minus infinity (an impossible candidate) stays so for lambda 0, too."""
+    return torch.where(torch.isneginf(reward), reward, lam * reward)
 
 
 def _less(target: Tensor, applied: Tensor) -> Tensor:

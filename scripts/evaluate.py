@@ -8,9 +8,7 @@ The prompts are those written in the PNG files by ``steer generate``, or come fr
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import steering
+from steering.files import write_atomically
 from steering.media import common_size, list_pictures, load_pictures, read_metadata
 
 _PACKAGES = (
@@ -97,7 +96,7 @@ def evaluate(
         rows.append(_fid(inputs, models, features, batch))
     meta = {"versions": _versions(), "device": device, "folder": folder, "reference": reference}
     result = {"meta": meta, "rows": rows}
-    _write_atomically(target, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(target, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     _show(rows, target)
     return result
 
@@ -245,17 +244,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _show(rows: Sequence[dict[str, Any]], target: Path) -> None:

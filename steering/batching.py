@@ -100,6 +100,24 @@ class Packer:
         pieces = [torch.split(c, [len(r) for r in rows]) for c in whole]
         return list(zip(*pieces, strict=True))
 
+    def in_pieces(self, kind: str, x: Tensor, call: Callable[[Tensor], list[Any]]) -> list[Any]:
+        """Apply ``call`` to rows of one search, as many at once as fit; unpadded.
+
+        Args:
+            kind: name under which the cap is remembered.
+            x: ``(n, *shape)``.
+            call: takes some of the rows, returns a list with an entry for each.
+        """
+        out: list[Any] = []
+        while len(out) < len(x):
+            size = self.bucket or self._caps.get(kind, self.cap)
+            rows = x[len(out) : len(out) + size]
+            try:
+                out += call(rows)
+            except torch.OutOfMemoryError as error:
+                self._shrink(kind, len(rows), error)
+        return out
+
     def _shrink(self, kind: str, rows: int, error: torch.OutOfMemoryError) -> None:
         if self.bucket is not None:
             error.add_note(

@@ -223,9 +223,14 @@ class Calls:
     def _render(self, live: Live) -> list[Any]:
         request = live.request
         assert isinstance(request, Render)
-        live.usage.renders += len(request.x_0)
         with self._stopwatch("render", [(live.usage, len(request.x_0))]):
-            return self._model.render(request.x_0, [live.job.conditioning] * len(request.x_0))
+            media = self._packer.in_pieces(
+                "render",
+                request.x_0,
+                lambda x: self._model.render(x, [live.job.conditioning] * len(x)),
+            )
+        live.usage.renders += len(media)
+        return media
 
     def _report(self, live: Live) -> dict[str, list[float]]:
         """Held-out rewards of finished rows; outside the budget, counted apart."""

@@ -94,7 +94,8 @@ class Usage:
 
     Beyond :class:`Cost`: ``renders`` are final media by the pipeline's own tail; ``held_out_*`` is
     what judging the chosen candidates cost; ``passes`` are network passes (guidance included);
-    ``padding`` are rows added to fill a bucket (no NFE); ``seconds_*`` is the time inside each kind
+    ``padding`` are rows added to fill a bucket (no NFE); ``repeated`` are rows that ran again because
+    another search of the same call failed; ``seconds_*`` is the time inside each kind
     of model call.
     """
 
@@ -107,6 +108,7 @@ class Usage:
     held_out_calls: int = 0
     passes: int = 0
     padding: int = 0
+    repeated: int = 0
     seconds: float = 0.0
     seconds_denoise: float = 0.0
     seconds_decode: float = 0.0
@@ -130,6 +132,14 @@ class Usage:
         """Add another usage to this one, part by part."""
         for f in fields(self):
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+    def take_back(self, before: Usage) -> None:
+        """Return to an earlier usage; rows spent since then count as repeated, not as cost."""
+        rows = self.nfe - before.nfe + self.decodes - before.decodes
+        repeated = self.repeated + rows
+        for f in fields(self):
+            setattr(self, f.name, getattr(before, f.name))
+        self.repeated = repeated
 
     def to_dict(self) -> dict[str, float]:
         """Plain numbers, for JSON."""

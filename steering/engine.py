@@ -8,6 +8,7 @@ runs them, and hands the results back. A finished search makes room for the next
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,6 +84,11 @@ class Engine:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
         if bucket < 1:
             raise ValueError(f"bucket must be at least 1 row, got {bucket}")
+        if reward.name in (held_out or {}):
+            raise ValueError(
+                f"the held-out reward {reward.name!r} goes by the name of the searched one; give it "
+                "another key in held_out"
+            )
         if non_finite not in ("error", "zero_weight"):
             raise ValueError(f"non_finite must be 'error' or 'zero_weight', got {non_finite!r}")
         self.model, self.reward, self.held_out = model, reward, dict(held_out or {})
@@ -94,6 +100,7 @@ class Engine:
         self.usage = Usage()
         self._calls = Calls(self, non_finite)
         self._live: list[Live] = []
+        self._served = 0.0  # seconds of this turn that are charged already
 
     def check(self, needs: Needs, search: str) -> None:
         """Refuse a search that needs what is missing, before anything runs.
@@ -128,7 +135,7 @@ class Engine:
     def _turn(self, queue: deque[Job]) -> list[JobResult]:
         """Admit, serve everything that is asked for, and collect what finished."""
         with torch.no_grad(), self._backend():
-            start = time.perf_counter()
+            start, self._served = time.perf_counter(), 0.0
             self._admit(queue)
             asked = [live for live in self._live if live.request is not None]
             rows = [(live.usage, _rows(live.request)) for live in asked]
@@ -137,7 +144,7 @@ class Engine:
                 if waiting:
                     self._serve(waiting)
             self.stopwatch.settle(wait=not self._live)
-            charge(rows, "seconds", time.perf_counter() - start)
+            charge(rows, "seconds", time.perf_counter() - start - self._served)
         done = [live for live in self._live if live.result is not None]
         self._live = [live for live in self._live if live.result is None]
         if done:
@@ -157,15 +164,23 @@ class Engine:
 
     def _serve(self, waiting: Sequence[Live]) -> None:
         """Answer requests of one kind; a failure in a fused call is traced to whose it is."""
+        before = [copy.copy(live.usage) for live in waiting]
+        start = time.perf_counter()
         try:
             answers = self._calls.answer(waiting)
         except Exception as error:  # noqa: BLE001 - rewards and models may raise anything
             if len(waiting) == 1:
                 waiting[0].fail(error)
                 return
-            for live in waiting:
+            for live, usage in zip(waiting, before, strict=True):
+                live.usage.take_back(
+                    usage
+                )  # what is done again for a neighbour's sake is not theirs
                 self._serve([live])
             return
+        elapsed = time.perf_counter() - start
+        self._served += elapsed  # charged at once, so that a search knows before it goes on
+        charge([(live.usage, _rows(live.request)) for live in waiting], "seconds", elapsed)
         for live, answer in zip(waiting, answers, strict=True):
             if isinstance(answer, Exception):
                 live.fail(answer)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import inspect
 import secrets
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from steering.pilot import calibrate
 from steering.planning import scheduler_facts
 from steering.reward import Item, Reward
 from steering.search import Facts, Plan, Search
-from steering.streams import prompt_keys
+from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders, pilot_prompts
 
 
@@ -148,6 +151,14 @@ class SteeredPipeline:
         self.budget = budget or Budget()
         self.seed = seed
         self.on_progress = on_progress
+        known = inspect.signature(Engine).parameters
+        for option in engine:
+            if option not in known or option in ("model", "reward", "held_out", "on_progress"):
+                near = difflib.get_close_matches(option, known, n=1)
+                raise TypeError(
+                    f"SteeredPipeline has no option {option!r}"
+                    + (f" (did you mean {near[0]!r}?)" if near else "")
+                )
         self.engine_options = engine
         self._models: dict[str, PipelineModel] = {}
 
@@ -236,7 +247,7 @@ class SteeredPipeline:
         model = self.model(output_type=output_type, **call)
         engine = self._engine(model)
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        items = [Item(p, m) for p, m in zip(prompts, metadata or [{}] * len(prompts), strict=True)]
+        items = _items(prompts, metadata)
         keys = prompt_keys(prompts) if keys is None else list(keys)
         handles = model.encode(
             prompts,
@@ -250,7 +261,12 @@ class SteeredPipeline:
 
             def calibration() -> Calibration:
                 found, spent = self.calibration(
-                    prompts, keys=keys, negative_prompt=negative_prompt, **call
+                    prompts,
+                    keys=keys,
+                    negative_prompt=negative_prompt,
+                    metadata=metadata,
+                    seed=seed,
+                    **call,
                 )
                 pilot.add(spent)
                 return found
@@ -259,7 +275,7 @@ class SteeredPipeline:
         jobs = [
             Job(
                 items[i // copies],
-                keys[i // copies] + (f"\x1fimage {i % copies}" if i % copies else ""),
+                copy_key(keys[i // copies], i % copies),
                 self.sampler,
                 handle,
                 seed,
@@ -284,12 +300,24 @@ class SteeredPipeline:
         return self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
 
     def model(self, **call: Any) -> PipelineModel:
-        """The pipeline as a denoiser for these arguments; learned once and kept."""
+        """The pipeline as a denoiser for these arguments; learned once and kept.
+
+        Learned anew where a component, the scheduler's configuration, the device or the precision has
+        changed. Weights changed in place are not noticed: after loading a LoRA for a text encoder,
+        call :meth:`reset`.
+        """
         call.setdefault("output_type", "pil")
-        key = repr(sorted(call.items()))
+        parts = [(k, id(part)) for k, part in getattr(self.pipe, "components", {}).items()]
+        where = getattr(self.pipe, "device", None), getattr(self.pipe, "dtype", None)
+        scheduler = getattr(getattr(self.pipe, "scheduler", None), "config", None)
+        key = repr((sorted(call.items()), parts, where, scheduler))
         if key not in self._models:
             self._models[key] = adapt(self.pipe, call=call)
         return self._models[key]
+
+    def reset(self) -> None:
+        """Forget what was learned of the pipeline and its prompts."""
+        self._models.clear()
 
     def calibration(
         self,
@@ -297,6 +325,8 @@ class SteeredPipeline:
         *,
         keys: Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        seed: int | None = None,
         folders: Sequence[Path] | None = None,
         count: int = 4,
         samples: int = 8,
@@ -308,6 +338,8 @@ class SteeredPipeline:
             prompt: the prompts of the run; the pilot takes a few, the same whatever their order.
             keys: their keys for random numbers.
             negative_prompt: as in a call.
+            metadata: as in a call.
+            seed: of the pilot; by default the pipeline's own, or 0.
             folders: where to look for a saved one; by default the user's cache, then the package.
             count: prompts of a pilot.
             samples: base samples a prompt of a pilot.
@@ -318,7 +350,7 @@ class SteeredPipeline:
         """
         model = self.model(**call)
         folders = calibration_folders() if folders is None else folders
-        saved = Calibration.find(model.name, self.reward.name, folders)
+        saved = Calibration.find(*self.calibration_key(negative_prompt, **call), folders)
         if saved is not None:
             return saved, Usage()
         prompts = check_prompts(prompt)
@@ -330,8 +362,22 @@ class SteeredPipeline:
             negative_prompts=None if negatives is None else [negatives[i] for i in chosen],
         )
         engine = self._engine(model)
-        some = [(Item(prompts[i]), keys[i], h) for i, h in zip(chosen, handles, strict=True)]
-        return calibrate(engine, some, seed=self.seed or 0, samples=samples), engine.usage
+        items = _items(prompts, metadata)
+        some = [(items[i], keys[i], h) for i, h in zip(chosen, handles, strict=True)]
+        seed = (self.seed or 0) if seed is None else seed
+        measured = calibrate(engine, some, seed=seed, samples=samples)
+        name, reward = self.calibration_key(negative_prompt, **call)
+        return replace(measured, model=name, reward=reward), engine.usage
+
+    def calibration_key(
+        self, negative_prompt: str | Sequence[str] | None = None, **call: Any
+    ) -> tuple[str, str]:
+        """Names of model and reward under which a calibration is saved."""
+        name = self.model(**call).name
+        if negative_prompt:
+            digest = hashlib.blake2b(repr(negative_prompt).encode(), digest_size=4).hexdigest()
+            name = f"{name}:not-{digest}"
+        return name, getattr(self.reward, "key", self.reward.name)
 
     def _engine(self, model: PipelineModel) -> Engine:
         check_abilities(
@@ -375,6 +421,14 @@ def returned_scores(result: JobResult) -> list[dict[str, float]]:
         | {name: values[place] for name, values in result.held_out.items()}
         for place, row in enumerate(result.outcome.chosen)
     ]
+
+
+def _items(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> list[Item]:
+    if metadata is None:
+        return [Item(p) for p in prompts]
+    if len(metadata) != len(prompts):
+        raise ValueError(f"{len(metadata)} metadata for {len(prompts)} prompts; give one each")
+    return [Item(p, m) for p, m in zip(prompts, metadata, strict=True)]
 
 
 def _per_prompt(negative: str | Sequence[str] | None, count: int) -> list[str] | None:

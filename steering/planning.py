@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from steering.cost import Cost, Usage
+from steering.files import safe_name, write_atomically
 from steering.schedulers import call_times, grid_of
 from steering.search import Plan
 from steering.strength import cache_folder
@@ -95,19 +96,14 @@ class Figures:
         )
 
     @staticmethod
-    def path(model: str, reward: str, device: str) -> Path:
-        """Where the figures of a model, reward and device are kept."""
-        name = "".join(
-            c if c.isalnum() or c in "-_." else "_" for c in f"{model}--{reward}--{device}"
-        )
-        return cache_folder() / "figures" / f"{name}.json"
+    def path(*parts: str) -> Path:
+        """Where the figures of a model, its arguments, a reward and a device are kept."""
+        digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=6).hexdigest()
+        return cache_folder() / "figures" / f"{safe_name(parts[0])[-40:]}-{digest}.json"
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(asdict(self)))
-        scratch.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Figures | None:

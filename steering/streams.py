@@ -40,6 +40,11 @@ def prompt_keys(prompts: Sequence[str], ids: Sequence[Hashable] | None = None) -
     return keys
 
 
+def copy_key(key: str, copy: int) -> str:
+    """Key of the ``copy``-th independent search for one prompt; the first has the prompt's own."""
+    return key if copy == 0 else f"{key}\x1fimage {copy}"
+
+
 class Streams:
     """The random streams of one search.
 

@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steering.files import safe_name, write_atomically
+
 Unit = Literal["spread", "raw", "ess", "kl"]
 
 
@@ -46,8 +48,13 @@ class Calibration:
         Raises:
             ValueError: fewer than two samples of each prompt.
         """
+        totals = [t[torch.isfinite(t)] for t in totals]  # impossible candidates have no reward
         if not totals or min(len(t) for t in totals) < 2:
-            raise ValueError("a calibration needs at least two samples of each prompt")
+            raise ValueError(
+                f"a calibration of reward {reward!r} needs at least two samples of each prompt with a "
+                f"finite reward, got {[len(t) for t in totals]}; raise the samples, or give the "
+                "strength with unit='raw'"
+            )
         centred = torch.cat([t.double() - t.double().mean() for t in totals]).tolist()
         return cls(model, reward, tuple(centred), len(totals))
 
@@ -59,11 +66,8 @@ class Calibration:
 
     def save(self, folder: Path) -> Path:
         """Write to ``folder`` as JSON."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / _file_name(self.model, self.reward)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(asdict(self)))
-        scratch.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
         return path
 
     @classmethod
@@ -145,8 +149,7 @@ def cache_folder() -> Path:
 
 
 def _file_name(model: str, reward: str) -> str:
-    safe = (c if c.isalnum() or c in "-_." else "_" for c in f"{model}--{reward}")
-    return "".join(safe) + ".json"
+    return safe_name(f"{model}--{reward}") + ".json"
 
 
 def _lost_share(rewards: Tensor, lam: float) -> float:

@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 import steering
-from benchmarks.common import write_atomically
 from steering.chain_law import SAVED, estimate, to_json
+from steering.files import write_atomically
 from steering.mixtures import MixtureModel, vp_grid
 from steering.tilted import PROBLEMS
 from steering.transitions import DDIM

@@ -16,6 +16,7 @@ _RESERVED = {
     "latents": "give them to encode()",
     "num_images_per_prompt": "give images_per_prompt to encode()",
     "num_videos_per_prompt": "give images_per_prompt to encode()",
+    "prompt_embeds": "prompts are encoded by the pipeline itself; give them as texts",
     "return_dict": "the pipeline's own output type is built by merge_output()",
     "callback": "a callback may change what was learned of the pipeline",
     "callback_on_step_end": "a callback may change what was learned of the pipeline",

@@ -24,7 +24,7 @@ from steering.command.options import (
     device_of,
     load_pipeline,
 )
-from steering.command.outputs import write_atomically
+from steering.files import write_atomically
 from steering.live import JobResult
 from steering.pipeline import SteeredPipeline
 from steering.search import Search
@@ -38,7 +38,8 @@ class Run:
     Attributes:
         name: what tables and plots call it.
         results: one a prompt, in order.
-        seconds: wall-clock seconds of the whole run.
+        seconds: wall-clock seconds of the whole run, rendering and judging of what is returned included
+            (best-of-N returns all candidates here, to show the base).
     """
 
     name: str

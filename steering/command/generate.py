@@ -20,10 +20,10 @@ from tqdm import tqdm
 from rewards.base import RewardModel
 from steering.command.options import (
     PipelineOptions,
+    check_call,
     device_of,
     load_pipeline,
     load_scheduler,
-    pipeline_source,
     read_prompts,
 )
 from steering.command.outputs import OutputFolder, check_writable
@@ -32,7 +32,7 @@ from steering.engine import Progress
 from steering.pipeline import SteeredPipeline
 from steering.planning import Figures, describe, scheduler_facts
 from steering.search import Facts, Search
-from steering.streams import prompt_keys
+from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders
 
 
@@ -85,12 +85,14 @@ def generate(
     settings = {
         "pipeline": asdict(pipeline) | {"device": ""},
         "sampler": repr(sampler),
-        "reward": reward.name,
+        "reward": repr(reward),
+        "held_out": repr(held_out),
         "strength": asdict(strength),
         "budget": asdict(budget),
         "seed": seed,
         "negative_prompt": negative_prompt,
         "deterministic": deterministic,
+        "bucket": bucket if deterministic else None,
     }
     folder = OutputFolder(output, settings)
     state = PartialState(cpu=pipeline.device == "cpu")
@@ -102,8 +104,10 @@ def generate(
         i
         for i, key in enumerate(keys)
         if _share(key, state.num_processes) == state.process_index
-        and not all(folder.is_done(prompts[i], _copy_key(key, c)) for c in range(images_per_prompt))
+        and not all(folder.is_done(prompts[i], copy_key(key, c)) for c in range(images_per_prompt))
     ]
+    if not todo and state.num_processes == 1:
+        return 0
     device = device_of(pipeline, state.local_process_index)
     pipe = load_pipeline(pipeline, device, progress=progress)
     rewards = [reward] + ([held_out] if held_out is not None else [])
@@ -142,21 +146,23 @@ def generate(
                 continue
             folder.write(result, {"lambda": run.lam, "settings": settings})
         total.add(run.engine.usage)
-        _remember_speed(run.engine, pipeline.model, reward.name, device)
+        _remember_speed(run.engine, _figures_path(pipeline, reward.name, device), device)
     bar.close(total)
     for error in failures:
         print(f"steer: {error}", file=sys.stderr)
     return 1 if failures else 0
 
 
-def check_early(prompt: Sequence[str], prompts_file: Path | None, model: str, output: Path) -> None:
-    """Find what is wrong with the prompts, the model's name or the folder before any model loads.
+def check_early(
+    prompt: Sequence[str], prompts_file: Path | None, pipeline: PipelineOptions, output: Path
+) -> None:
+    """Find what is wrong with prompts, pipeline, its arguments or the folder before a model loads.
 
     Raises:
         UsageError: names it and the fix.
     """
     read_prompts(prompt, prompts_file)
-    pipeline_source(model)
+    check_call(pipeline)
     check_writable(output)
 
 
@@ -168,6 +174,7 @@ def plan(
     prompts_file: Path | None = None,
     budget: Budget = Budget(),
     images_per_prompt: int = 1,
+    strength: Strength = Strength(),
 ) -> int:
     """Say what a run will cost, without loading a model.
 
@@ -179,17 +186,22 @@ def plan(
         prompts_file: as in generate.
         budget: as in generate.
         images_per_prompt: as in generate.
+        strength: as in generate.
 
     Returns:
         Exit status 0.
     """
     prompts = read_prompts(prompt, prompts_file)
+    check_call(pipeline)
     scheduler, pipeline_class = load_scheduler(pipeline)
     steps, calls = scheduler_facts(scheduler, pipeline.call, pipeline_class)
     one = sampler.plan(Facts(steps, calls, reward.calls_per_row, budget))
-    device = _device_name(device_of(pipeline))
-    figures = Figures.load(Figures.path(pipeline.model, reward.name, device))
-    print(json.dumps(describe(one, len(prompts) * images_per_prompt, figures), indent=1))
+    figures = Figures.load(_figures_path(pipeline, reward.name, device_of(pipeline)))
+    said = describe(one, len(prompts) * images_per_prompt, figures)
+    pilot = sampler.needs.density and strength.unit != "raw"
+    # a saved calibration makes the pilot needless, but which one is known only with the model
+    said["pilot_nfe_at_most"] = min(len(prompts), 4) * 8 * calls if pilot else 0
+    print(json.dumps(said, indent=1))
     return 0
 
 
@@ -225,10 +237,6 @@ def _share(key: str, processes: int) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % processes
 
 
-def _copy_key(key: str, copy: int) -> str:
-    return key if copy == 0 else f"{key}\x1fimage {copy}"
-
-
 def _common_strength(
     steered: SteeredPipeline,
     state: Any,
@@ -243,18 +251,26 @@ def _common_strength(
     home = folder.path / "calibration"
     if state.is_main_process:
         folders = [home, *calibration_folders()]
-        known, _ = steered.calibration(
+        known, spent = steered.calibration(
             prompts, negative_prompt=negative_prompt, folders=folders, **call
         )
         known.save(home)
+        if spent.nfe:
+            folder.note(pilot=spent.to_dict())
     state.wait_for_everyone()
-    found = Calibration.find(steered.model(**call).name, steered.reward.name, [home])
+    found = Calibration.find(*steered.calibration_key(negative_prompt, **call), [home])
     if found is None:
         raise RuntimeError(f"the main process left no calibration in {home}")
     return Strength(steered.strength.lam(lambda: found), "raw")
 
 
-def _remember_speed(engine: Any, model: str, reward: str, device: torch.device) -> None:
+def _figures_path(pipeline: PipelineOptions, reward: str, device: torch.device) -> Path:
+    """Where speed is kept: by everything that decides it."""
+    told = json.dumps(pipeline.call, sort_keys=True, default=str)
+    return Figures.path(pipeline.model, told, pipeline.dtype, reward, _device_name(device))
+
+
+def _remember_speed(engine: Any, path: Path, device: torch.device) -> None:
     """Keep what was measured, for later plans."""
     peak = (
         torch.cuda.max_memory_allocated(device)
@@ -265,7 +281,7 @@ def _remember_speed(engine: Any, model: str, reward: str, device: torch.device) 
     if figures is None:
         return
     try:
-        figures.save(Figures.path(model, reward, _device_name(device)))
+        figures.save(path)
     except OSError as error:  # a cache that cannot be written is no reason to lose a run
         warnings.warn(f"timings were not saved: {error}", stacklevel=2)
 

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from steering.adapters import Refusal
-from steering.command.options import UsageError, names, nearest, resolve_names
+from steering.command.options import PipelineOptions, UsageError, names, nearest, resolve_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(resolve_names(argv))
         wanted = options.get(options.command)
         if options.command == "generate":
-            model = wanted.pipeline.model
-            check_early(wanted.prompt, wanted.prompts_file, model, Path(str(wanted.output)))
+            pipeline = PipelineOptions(
+                **{k: v for k, v in vars(wanted.pipeline).items() if not k.startswith("__")}
+            )
+            check_early(wanted.prompt, wanted.prompts_file, pipeline, Path(str(wanted.output)))
         facts = RewardFacts.of(wanted.pop("reward")) if options.command == "plan" else None
         chosen = parser.instantiate(options)
         arguments = dict(chosen[chosen.command])
@@ -73,7 +75,12 @@ def explain(message: str) -> str:
     if unknown is None:
         return message
     word = next(filter(None, unknown.groups()))
-    return message + nearest(word.split(".")[-1], _known_options(message))
+    known = _known_options(message)
+    for part in dict.fromkeys((word.split(".")[-1], word.split(".")[0])):
+        hint = nearest(part, known)
+        if hint:
+            return message + hint
+    return f"{message}; known are {', '.join(known)}"
 
 
 def _known_options(message: str) -> list[str]:

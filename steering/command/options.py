@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -169,6 +170,26 @@ def pipeline_source(model: str) -> str:
             "hub id of the form owner/name"
         )
     return model
+
+
+def check_call(options: PipelineOptions) -> None:
+    """Refuse arguments that the pipeline's class does not take, from its index file alone.
+
+    Raises:
+        UsageError: names the argument and the nearest right one, or an output that is no picture.
+    """
+    _, kind = load_scheduler(options)
+    if kind is None:
+        return
+    known = list(inspect.signature(kind.__call__).parameters)[1:]
+    for name in options.call:
+        if name not in known:
+            raise UsageError(f"{kind.__name__} takes no argument {name!r}{nearest(name, known)}")
+    if options.call.get("output_type", "pil") != "pil":
+        raise UsageError(
+            f"the command writes pictures, so output_type must be 'pil', got "
+            f"{options.call['output_type']!r}; use SteeredPipeline in Python for other outputs"
+        )
 
 
 def load_pipeline(options: PipelineOptions, device: torch.device, *, progress: bool = False) -> Any:

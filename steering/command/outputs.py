@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from steering import __version__
 from steering.command.options import UsageError
+from steering.files import write_atomically
 from steering.live import JobResult
 from steering.pipeline import returned_scores
 
@@ -49,10 +52,27 @@ class OutputFolder:
                     "differ); choose another --output, or pass --overwrite true to replace them"
                 )
         if run.is_file() and overwrite:
-            for record in self.path.glob("*.json"):
-                record.unlink()
+            self._clear()
         write_atomically(
             run, json.dumps({"version": __version__, "settings": _plain(self.settings)}, indent=1)
+        )
+
+    def _clear(self) -> None:
+        """Remove what earlier runs wrote, and nothing else."""
+        for path in self.path.glob("*.json"):
+            record = json.loads(path.read_text())
+            if isinstance(record, dict) and {"prompt", "files", "trace"} <= set(record):
+                for file in record["files"]:
+                    (self.path / file).unlink(missing_ok=True)
+                path.unlink()
+        shutil.rmtree(self.path / "calibration", ignore_errors=True)
+
+    def note(self, **fields: Any) -> None:
+        """Add what is only known later to the run's record."""
+        run = self.path / "run.json"
+        known = json.loads(run.read_text())
+        write_atomically(
+            run, json.dumps(known | {k: _plain(v) for k, v in fields.items()}, indent=1)
         )
 
     def name(self, prompt: str, key: str) -> str:
@@ -76,6 +96,11 @@ class OutputFolder:
         scores = returned_scores(result)
         files = []
         for place, (media, score) in enumerate(zip(result.media, scores, strict=True)):
+            if not isinstance(media, Image):
+                raise UsageError(
+                    f"the pipeline made {type(media).__name__}, not a PIL picture; steer generate "
+                    "writes pictures only: use SteeredPipeline in Python for other media"
+                )
             file = f"{name}.png" if place == 0 else f"{name}-{place}.png"
             info = PngInfo()
             for tag, text in (
@@ -124,20 +149,6 @@ def check_writable(folder: Path) -> None:
             f"cannot write to the output folder {str(folder)!r}: {error.strerror}; choose another "
             "with --output"
         ) from error
-
-
-def write_atomically(path: Path, content: str | Callable[[Any], None]) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
-                content(file)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -45,4 +45,5 @@ def test_clip_with_the_shipped_weights(rendered):
     right = reward(rendered, features)
     wrong = reward(rendered, [features[1], features[2], features[0]])
     assert (right > wrong).all()
-    check_reward(reward, rendered * 0.8 + 0.1, [Item(prompt) for prompt in PROMPTS])
+    items = [Item(prompt) for prompt in PROMPTS]
+    check_reward(reward, rendered * 0.8 + 0.1, items, step=0.01)  # a trained score curves strongly

@@ -3,6 +3,7 @@ import torch
 from helpers import jobs_for, mixture, run
 
 from samplers import BestOfN, BestOfNState
+from steering.live import SearchFailed
 from steering.search import Facts
 from steering.transitions import DDIM
 
@@ -33,6 +34,7 @@ def test_a_saved_search_goes_on_where_it_stopped(tmp_path):
     state = BestOfNState.load(tmp_path / "state.safetensors")
     [rest] = run(model, problem.reward, jobs_for(model, ["a"], BestOfN(12, state=state)), **options)
     assert rest.usage.nfe == 5 * 10
+    assert rest.outcome.scores.columns.keys() == whole.outcome.scores.columns.keys()
     assert torch.equal(rest.outcome.scores.total.max(), whole.outcome.scores.total.max())
     assert torch.equal(
         rest.outcome.x_0[rest.outcome.chosen], whole.outcome.x_0[whole.outcome.chosen]
@@ -53,3 +55,11 @@ def test_a_stochastic_solver_draws_apart():
 def test_bad_options_are_refused(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         BestOfN(**option)
+
+
+def test_a_state_of_another_prompt_is_refused():
+    problem, model = mixture(steps=10)
+    [first] = run(model, problem.reward, jobs_for(model, ["a"], BestOfN(2)))
+    search = BestOfN(4, state=first.outcome.extra["state"])
+    with pytest.raises(SearchFailed, match="another prompt or seed"):
+        run(model, problem.reward, jobs_for(model, ["b"], search))

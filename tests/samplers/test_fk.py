@@ -239,3 +239,19 @@ def test_bad_options_are_refused(option, message):
 def test_looks_outside_the_grid_are_refused():
     with pytest.raises(ValueError, match=r"\[12\] lie outside the grid of 10"):
         FKSteering(steps=[3, 12]).plan(Facts(10, 10))
+
+
+def test_a_grid_too_short_to_look_is_warned_of():
+    problem, model = mixture(steps=4)
+    with pytest.warns(UserWarning, match="nothing is resampled"):
+        run(model, problem.reward, jobs_for(model, ["a"], FKSteering(4)))
+
+
+def test_impossible_candidates_stay_impossible_at_lambda_zero():
+    from samplers.potentials import Potential
+
+    reward = torch.tensor([1.0, -torch.inf], dtype=torch.float64)
+    for potential in POTENTIALS:
+        log_g, after = Potential.start(potential, 2).step(reward, 0.0)
+        assert log_g.tolist() == [0.0, -torch.inf]
+        assert after.last(reward, 0.0).tolist() == [0.0, 0.0]

@@ -137,3 +137,36 @@ def test_chain_laws_are_written_in_the_saved_form(tmp_path):
     command("chain-laws", "--json", str(file), "--samples", "1000")
     laws = json.loads(file.read_text())["laws"]
     assert [law["problem"] for law in laws] == list(PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (
+            [
+                "shapes",
+                "--models",
+                "shapes-sd",
+                "--samplers",
+                "base",
+                "--prompts",
+                "1",
+                "--seeds",
+                "1",
+            ],
+            "model prompt_set sampler nfe decodes reward_calls seconds reward accuracy accuracy_low "
+            "accuracy_high prompts seeds",
+        ),
+        (
+            ["overhead", "--samplers", "best-of", "--rows", "1", "--repeats", "1"],
+            "model sampler rows share_outside_models",
+        ),
+    ],
+)
+def test_benchmarks_of_the_embedded_models_write_their_fixed_keys(tmp_path, words, keys):
+    file = tmp_path / "out.json"
+    command(*words, "--json", str(file), "--device", "cpu")
+    found = json.loads(file.read_text())
+    assert {"versions", "device", "seed"} <= set(found["meta"])
+    [row] = found["rows"]
+    assert set(keys.split()) <= set(row)

@@ -402,3 +402,79 @@ def test_bad_engine_options_are_refused(option):
     problem, model = mixture(steps=4)
     with pytest.raises(ValueError, match=next(iter(option))):
         Engine(model, problem.reward, **option)
+
+
+def test_a_held_out_reward_needs_a_name_of_its_own():
+    problem, model = mixture(steps=4)
+    with pytest.raises(ValueError, match="goes by the name of the searched one"):
+        Engine(model, problem.reward, held_out={problem.reward.name: FunctionReward()})
+
+
+def test_a_failing_neighbour_costs_nobody_else():
+    """What is run again for a neighbour's sake is counted apart, and not against the budget."""
+    _, model = mixture(steps=10)
+
+    def points(x, prompts):
+        if "bad" in prompts:
+            raise ZeroDivisionError("no score")
+        return x[:, 0]
+
+    search = FKSteering(4, lookahead=4, start=5, every=20)
+    exact = search.plan(facts(Engine(model, FunctionReward(points)))).cost
+    budget = Budget(nfe=int(exact.nfe), decodes=int(exact.decodes))
+    jobs = jobs_for(model, ["good", "bad"], search, budget=budget)
+    results = {
+        r.job.item.prompt: r for r in Engine(model, FunctionReward(points), batch_size=8).run(jobs)
+    }
+    assert results["bad"].error is not None
+    assert results["good"].error is None
+    assert results["good"].usage.decodes == exact.decodes
+    [alone] = run(model, FunctionReward(points), jobs[:1])
+    torch.testing.assert_close(results["good"].outcome.x_0, alone.outcome.x_0)
+
+
+def test_pictures_are_rendered_in_pieces_that_fit():
+    problem, inner = mixture(steps=4)
+    sizes = []
+
+    class Narrow(Recorder):
+        def render(self, x_0, conditioning):
+            if len(x_0) > 3:
+                raise torch.OutOfMemoryError("too many")
+            sizes.append(len(x_0))
+            return list(x_0)
+
+    model = Narrow(inner)
+    [result] = run(model, problem.reward, jobs_for(model, ["a"], BestOfN(10, returns="all")))
+    assert len(result.media) == 10
+    assert max(sizes) <= 3
+
+
+def test_time_counts_within_the_first_candidates_of_best_of_n():
+    import time
+
+    _, model = mixture(steps=4)
+
+    def slow(x, prompts):
+        time.sleep(5e-3 * len(x))
+        return x[:, 0]
+
+    jobs = jobs_for(model, ["a"], BestOfN(16), budget=Budget(seconds=0.02))
+    [result] = run(model, FunctionReward(slow), jobs)
+    assert not result.outcome.complete
+    assert result.usage.nfe < 16 * 4
+
+
+def test_fk_with_lookahead_survives_the_end_of_its_time():
+    import time
+
+    _, model = mixture(steps=10)
+
+    def slow(x, prompts):
+        time.sleep(2e-3 * len(x))
+        return x[:, 0]
+
+    search = FKSteering(4, lookahead=2, start=1, every=1)
+    jobs = jobs_for(model, ["a"], search, budget=Budget(seconds=0.03))
+    [result] = run(model, FunctionReward(slow), jobs)
+    assert not result.outcome.complete

@@ -104,13 +104,13 @@ def test_images_of_any_type_and_tuples(shapes_sd):
 
 
 def test_a_pilot_is_counted_and_a_seed_reproduces(shapes_sd):
-    steered = SteeredPipeline(shapes_sd, sampler=FKSteering(2), reward=BRIGHT)
+    steered = SteeredPipeline(shapes_sd, sampler=FKSteering(2, start=1), reward=BRIGHT)
     first = steered(PROMPTS[0], num_inference_steps=2, guidance_scale=2.0)
     assert first.steering.pilot.nfe == 8 * 2
     assert first.steering.usage.nfe == 8 * 2 + 2 * 2
     steered.seed = first.steering.seed
-    steered.strength = Strength(first.steering.lam, "raw")
     second = steered(PROMPTS[0], num_inference_steps=2, guidance_scale=2.0)
+    assert second.steering.lam == first.steering.lam
     assert second.images[0].tobytes() == first.images[0].tobytes()
 
 
@@ -184,3 +184,35 @@ def test_the_noise_of_a_stochastic_scheduler_follows_seed_prompt_and_draw(shapes
     assert torch.equal(first, again)
     assert not torch.equal(first, twin)
     assert not torch.equal(first, other)
+
+
+def test_a_changed_scheduler_is_learned_anew(shapes_sd):
+    own = shapes_sd.scheduler
+    steered = SteeredPipeline(shapes_sd, sampler=BestOfN(1), reward=BRIGHT)
+    call = SD | {"output_type": "pt"}
+    try:
+        steered(PROMPTS, generator=generator(), **call)
+        shapes_sd.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(own.config)
+        expected = shapes_sd(PROMPTS, generator=generator(), **call).images
+        found = steered(PROMPTS, generator=generator(), **call).images
+    finally:
+        shapes_sd.scheduler = own
+    assert float((found - expected).abs().max()) < 1e-4
+
+
+def test_metadata_reach_rewards_in_the_pilot_too(shapes_sd):
+    class Counting(FunctionReward):
+        def prepare(self, item):
+            return item.metadata["n"]
+
+    reward = Counting(lambda x, n: x.mean((1, 2, 3)) * torch.tensor(n))
+    steered = SteeredPipeline(shapes_sd, sampler=FKSteering(2, start=1), reward=reward, seed=0)
+    call = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    assert steered("a ring", metadata=[{"n": 3.0}], **call).images
+    with pytest.raises(ValueError, match="0 metadata for 1 prompts"):
+        steered("a ring", metadata=[], **call)
+
+
+def test_unknown_options_are_refused_at_once(shapes_sd):
+    with pytest.raises(TypeError, match=r"no option 'batchsize'.*'batch_size'"):
+        SteeredPipeline(shapes_sd, sampler=BestOfN(1), reward=BRIGHT, batchsize=3)

@@ -91,7 +91,7 @@ def test_kinds_of_numbers():
     streams = Streams(0, "a")
     assert streams.normal("n", [0], 0, SHAPE).dtype == torch.float32
     assert streams.uniform("u", 0, 0, 3).dtype == torch.float64
-    assert 0 <= streams.integer("i", 0, 0) < 2**31
+    assert 0 <= streams.integer("i", 0, 0) < 2**63
     assert Streams(0, "a").integer("i", 0, 0) == Streams(0, "a").integer("i", 0, 0)
 
 

@@ -108,6 +108,25 @@ def test_processes_order_and_resumption_change_nothing(tmp_path, model):
             assert record["log_weights"] == traces[prompt]["log_weights"]
 
 
+def test_another_reward_or_an_overwritten_folder_leaves_nothing_behind(tmp_path, capsys):
+    jpeg = ["--reward", "jpeg", "--strength.unit", "raw"]
+    assert generate(tmp_path, *jpeg, "--reward.quality", "50", prompts=("a ring",)) == 0
+    assert generate(tmp_path, *jpeg, "--reward.quality", "90", prompts=("a ring",)) == 2
+    assert "reward" in capsys.readouterr().err
+    (tmp_path / "mine.json").write_text("{}")
+    other = (*jpeg, "--reward.quality", "90", "--overwrite", "true")
+    assert generate(tmp_path, *other, prompts=("a cross",)) == 0
+    assert [p.name[:7] for p in tmp_path.glob("*.png")] == ["a-cross"]
+    assert (tmp_path / "mine.json").is_file()
+
+
+def test_a_pilot_of_a_run_is_written_down(tmp_path):
+    words = ("--strength.unit", "spread", "--strength.value", "1", "--reward", "jpeg")
+    assert generate(tmp_path, *words, prompts=("a ring",)) == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["pilot"]["nfe"] == 8 * 3
+
+
 def test_a_plan_loads_no_weights(capsys, monkeypatch):
     import diffusers
 
@@ -152,6 +171,10 @@ def test_a_run_leaves_figures_for_the_next_plan(tmp_path, capsys):
         (["--prompts_file", "/no/prompts.txt"], "no prompts file"),
         (["--strength.value", "-1"], "not below 0"),
         (["--budget.nfe", "2"], "budget"),
+        (["--pipeline.call.num_inference_stepz", "2"], "did you mean 'num_inference_steps'"),
+        (["--pipeline.call.output_type", "np"], "output_type must be 'pil'"),
+        (["--samplr.n", "2"], "did you mean 'sampler'"),
+        (["--sampler.zz", "3"], "known are particles"),
     ],
 )
 def test_mistakes_are_named_with_the_fix(words, message, tmp_path, capsys):
