@@ -15,8 +15,8 @@ _NAMES = {
     "Refusal": "steering.adapters",
     "Search": "steering.search",
     "SteeredPipeline": "steering.pipeline",
-    "SteeringFailed": "steering.pipeline",
-    "SteeringReport": "steering.pipeline",
+    "SteeringFailed": "steering.report",
+    "SteeringReport": "steering.report",
     "Strength": "steering.strength",
     "adapt": "steering.adapters",
 }

@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import inspect
 import secrets
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,85 +17,14 @@ from torch import Tensor
 from steering.adapters import PipelineModel, adapt
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_abilities
-from steering.live import Job, JobResult
+from steering.live import Job
 from steering.pilot import calibrate
-from steering.planning import scheduler_facts
+from steering.planning import Figures, describe, device_name, scheduler_facts
+from steering.report import SteeredRun, SteeringFailed
 from steering.reward import Item, Reward
-from steering.search import Facts, Plan, Search
+from steering.search import Facts, Search
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders, pilot_prompts
-
-
-@dataclass(frozen=True, eq=False)
-class SteeringReport:
-    """What a steered call did, beside its images.
-
-    Attributes:
-        results: one a search, in the order of the images' prompts.
-        usage: everything spent, the pilot included.
-        pilot: what the pilot for lambda spent; nothing if a calibration was saved.
-        lam: lambda in raw reward units.
-        seed: the seed that reproduces the call.
-        settings: the engine's, for the record.
-    """
-
-    results: list[JobResult]
-    usage: Usage
-    pilot: Usage
-    lam: float
-    seed: int
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def scores(self) -> list[dict[str, float]]:
-        """Rewards of each returned image, searched and held out."""
-        return [scores for result in self.results for scores in returned_scores(result)]
-
-
-@dataclass(frozen=True, eq=False)
-class SteeredRun:
-    """Searches ready to run.
-
-    Attributes:
-        engine: runs them.
-        model: the pipeline as a denoiser.
-        jobs: the searches, in the order of the images.
-        lam: lambda in raw reward units.
-        pilot: what finding lambda spent.
-    """
-
-    engine: Engine
-    model: PipelineModel
-    jobs: list[Job]
-    lam: float
-    pilot: Usage
-
-    def results(self) -> Iterator[JobResult]:
-        """Run; yields each result as it finishes, failed ones included."""
-        return self.engine.run(self.jobs)
-
-    def report(self, results: Sequence[JobResult]) -> SteeringReport:
-        """The results in the order of the jobs, and what all of them spent."""
-        place = {id(job): i for i, job in enumerate(self.jobs)}
-        ordered = sorted(results, key=lambda r: place[id(r.job)])
-        first = self.jobs[0]
-        settings = {"deterministic": self.engine.deterministic, "sampler": repr(first.search)}
-        usage = Usage()
-        usage.add(self.engine.usage)
-        usage.add(self.pilot)
-        return SteeringReport(ordered, usage, self.pilot, self.lam, first.seed, settings)
-
-
-class SteeringFailed(RuntimeError):
-    """Some searches failed; the others finished and are in ``report``.
-
-    Attributes:
-        report: what was done; ``result.error`` names what went wrong with a prompt.
-    """
-
-    def __init__(self, message: str, report: SteeringReport) -> None:
-        super().__init__(message)
-        self.report = report
 
 
 class SteeredPipeline:
@@ -286,18 +215,32 @@ class SteeredPipeline:
         ]
         return SteeredRun(engine, model, jobs, lam, pilot)
 
-    def plan(self, prompt: str | Sequence[str] = "", **call: Any) -> Plan:
-        """What one search will cost, before anything is computed.
+    def plan(
+        self, prompt: str | Sequence[str] = "", *, num_images_per_prompt: int = 1, **call: Any
+    ) -> dict[str, Any]:
+        """What a call will cost, before anything is computed; the same as ``steer plan``.
 
         Args:
-            prompt: unused; accepted so that a call and its plan read alike.
-            call: the pipeline's own keyword arguments.
+            prompt: as in a call.
+            num_images_per_prompt: as in a call.
+            **call: the pipeline's own keyword arguments.
+
+        Returns:
+            Totals over all searches: ``nfe``, ``decodes``, ``reward_calls``, ``seconds`` and
+            ``memory_bytes`` (from figures that an earlier run of the command left for this model,
+            device and arguments, else "not measured"), ``bound``: "exact" or "at most".
 
         Raises:
             BudgetTooSmall: one finished candidate does not fit the budget.
         """
+        prompts = check_prompts(prompt)
         steps, calls = scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
-        return self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
+        one = self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
+        source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed")
+        dtype = str(self.pipe.dtype).removeprefix("torch.")
+        device = device_name(torch.device(self.pipe.device))
+        figures = Figures.load(Figures.path(source, call, dtype, self.reward.name, device))
+        return describe(one, len(prompts) * num_images_per_prompt, figures)
 
     def model(self, **call: Any) -> PipelineModel:
         """The pipeline as a denoiser for these arguments; learned once and kept.
@@ -409,18 +352,6 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
         if not isinstance(p, str):
             raise TypeError(f"prompt {i} must be a text, got {type(p).__name__}: {p!r}")
     return prompts
-
-
-def returned_scores(result: JobResult) -> list[dict[str, float]]:
-    """Rewards of each image that a search returned, searched and held out, by name."""
-    if result.outcome is None:
-        return []
-    columns = result.outcome.scores.columns
-    return [
-        {name: float(column[row]) for name, column in columns.items()}
-        | {name: values[place] for name, values in result.held_out.items()}
-        for place, row in enumerate(result.outcome.chosen)
-    ]
 
 
 def _items(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> list[Item]:

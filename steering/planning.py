@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steering.cost import Cost, Usage
 from steering.files import safe_name, write_atomically
 from steering.schedulers import call_times, grid_of
@@ -18,6 +20,23 @@ from steering.search import Plan
 from steering.strength import cache_folder
 
 DEFAULT_STEPS = 50  # diffusers' usual default, where a pipeline class states none
+
+
+def source_name(source: str) -> str:
+    """Hub id, embedded model, or a folder's name with a digest of where it lies."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    embedded = Path(__file__).parent / "shapes" / "weights"
+    if folder.resolve().parent == embedded.resolve():
+        return folder.name
+    digest = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
+    return f"{folder.name}-{digest}"
+
+
+def device_name(device: torch.device) -> str:
+    """``"cpu"``, or what a GPU calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def scheduler_facts(
@@ -96,10 +115,20 @@ class Figures:
         )
 
     @staticmethod
-    def path(*parts: str) -> Path:
-        """Where the figures of a model, its arguments, a reward and a device are kept."""
-        digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=6).hexdigest()
-        return cache_folder() / "figures" / f"{safe_name(parts[0])[-40:]}-{digest}.json"
+    def path(source: str, call: Mapping[str, Any], dtype: str, reward: str, device: str) -> Path:
+        """Where the figures are kept, by everything that decides them.
+
+        Args:
+            source: the pipeline's hub id, folder or embedded name.
+            call: its keyword arguments.
+            dtype: of its weights, such as ``"float32"``.
+            reward: the reward's name.
+            device: ``"cpu"`` or a GPU's name.
+        """
+        name = source_name(source)
+        told = json.dumps([name, dict(call), dtype, reward, device], sort_keys=True, default=str)
+        digest = hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+        return cache_folder() / "figures" / f"{safe_name(name)[-40:]}-{digest}.json"
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule
 from steering.model import Abilities, Meaning, Stage
+from steering.planning import source_name
 from steering.prediction import Posterior, posterior_of
 from steering.schedulers import grid_of, prediction_of, training_interpolant
 from steering.times import Time, TimeGrid
@@ -49,18 +49,6 @@ def adapt(pipe: Any, *, call: Mapping[str, Any] | None = None) -> PipelineModel:
         TypeError: an argument that the pipeline does not take; the message names the nearest.
     """
     return PipelineModel(pipe, call or {})
-
-
-def _source_name(source: str) -> str:
-    """Hub id, embedded model, or a folder's name with a digest of where it lies."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return source
-    embedded = Path(__file__).parents[1] / "shapes" / "weights"
-    if folder.resolve().parent == embedded.resolve():
-        return folder.name
-    digest = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
-    return f"{folder.name}-{digest}"
 
 
 class PipelineModel:
@@ -119,7 +107,7 @@ class PipelineModel:
         }
         parts = [
             type(self.pipe).__name__,
-            _source_name(source),
+            source_name(source),
             type(self.pipe.scheduler).__name__,
             str(self.scheduler_calls()),
             "x".join(map(str, self.shape)),

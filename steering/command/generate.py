@@ -27,10 +27,11 @@ from steering.command.options import (
     read_prompts,
 )
 from steering.command.outputs import OutputFolder, check_writable
-from steering.cost import Budget, Usage
+from steering.cost import Budget
 from steering.engine import Progress
 from steering.pipeline import SteeredPipeline
-from steering.planning import Figures, describe, scheduler_facts
+from steering.planning import Figures, describe, device_name, scheduler_facts
+from steering.report import SteeredRun
 from steering.search import Facts, Search
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders
@@ -82,7 +83,7 @@ def generate(
         Exit status: 0, or 1 if a search failed.
     """
     prompts = read_prompts(prompt, prompts_file)
-    settings = {
+    settings = {  # all that decides the pictures
         "pipeline": asdict(pipeline) | {"device": ""},
         "sampler": repr(sampler),
         "reward": repr(reward),
@@ -128,29 +129,33 @@ def generate(
         bucket=bucket,
     )
     call = dict(pipeline.call)
-    steered.strength = _common_strength(steered, state, folder, prompts, negative_prompt, call)
-    total, failures = Usage(), []
+    if negative_prompt is None:
+        negative_prompt = call.get("negative_prompt")
+    call["negative_prompt"] = negative_prompt
+    steered.strength = _common_strength(steered, state, folder, prompts, call)
+    call["num_images_per_prompt"] = images_per_prompt
+    failures = []
     for start in range(0, len(todo), chunk):
         some = todo[start : start + chunk]
-        run = steered.prepare(
-            [prompts[i] for i in some],
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=images_per_prompt,
-            keys=[keys[i] for i in some],
-            **call,
-        )
-        for result in run.results():
-            bar.done()
-            if result.error is not None:
-                failures.append(result.error)
-                continue
-            folder.write(result, {"lambda": run.lam, "settings": settings})
-        total.add(run.engine.usage)
+        run = steered.prepare([prompts[i] for i in some], keys=[keys[i] for i in some], **call)
+        failures += _write_results(run, folder, bar)
         _remember_speed(run.engine, _figures_path(pipeline, reward.name, device), device)
-    bar.close(total)
+    bar.close()
     for error in failures:
         print(f"steer: {error}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _write_results(run: SteeredRun, folder: OutputFolder, bar: _Bar) -> list[Exception]:
+    """Run the searches and write each as it finishes; returns what failed."""
+    failures = []
+    for result in run.results():
+        bar.done()
+        if result.error is None:
+            folder.write(result, {"lambda": run.lam, "settings": folder.settings})
+        else:
+            failures.append(result.error)
+    return failures
 
 
 def check_early(
@@ -242,7 +247,6 @@ def _common_strength(
     state: Any,
     folder: OutputFolder,
     prompts: Sequence[str],
-    negative_prompt: str | None,
     call: Mapping[str, Any],
 ) -> Strength:
     """Lambda in raw units, the same in every process and after every resumption."""
@@ -251,14 +255,12 @@ def _common_strength(
     home = folder.path / "calibration"
     if state.is_main_process:
         folders = [home, *calibration_folders()]
-        known, spent = steered.calibration(
-            prompts, negative_prompt=negative_prompt, folders=folders, **call
-        )
+        known, spent = steered.calibration(prompts, folders=folders, **call)
         known.save(home)
         if spent.nfe:
             folder.note(pilot=spent.to_dict())
     state.wait_for_everyone()
-    found = Calibration.find(*steered.calibration_key(negative_prompt, **call), [home])
+    found = Calibration.find(*steered.calibration_key(**call), [home])
     if found is None:
         raise RuntimeError(f"the main process left no calibration in {home}")
     return Strength(steered.strength.lam(lambda: found), "raw")
@@ -266,8 +268,7 @@ def _common_strength(
 
 def _figures_path(pipeline: PipelineOptions, reward: str, device: torch.device) -> Path:
     """Where speed is kept: by everything that decides it."""
-    told = json.dumps(pipeline.call, sort_keys=True, default=str)
-    return Figures.path(pipeline.model, told, pipeline.dtype, reward, _device_name(device))
+    return Figures.path(pipeline.model, pipeline.call, pipeline.dtype, reward, device_name(device))
 
 
 def _remember_speed(engine: Any, path: Path, device: torch.device) -> None:
@@ -286,16 +287,11 @@ def _remember_speed(engine: Any, path: Path, device: torch.device) -> None:
         warnings.warn(f"timings were not saved: {error}", stacklevel=2)
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
 class _Bar:
     """A progress bar that counts prompts and says what was spent."""
 
     def __init__(self, total: int, *, show: bool) -> None:
         self._bar = tqdm(total=total, unit="search", disable=not show, dynamic_ncols=True)
-        self._earlier = 0
 
     def show(self, progress: Progress) -> None:
         usage = progress.usage
@@ -304,6 +300,5 @@ class _Bar:
     def done(self) -> None:
         self._bar.update()
 
-    def close(self, total: Usage) -> None:
-        self._bar.set_postfix(nfe=total.nfe, decodes=total.decodes)
+    def close(self) -> None:
         self._bar.close()

@@ -20,7 +20,7 @@ from steering import __version__
 from steering.command.options import UsageError
 from steering.files import write_atomically
 from steering.live import JobResult
-from steering.pipeline import returned_scores
+from steering.report import returned_scores
 
 
 @dataclass(frozen=True)

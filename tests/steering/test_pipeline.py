@@ -9,7 +9,8 @@ from rewards import PythonFunction, ShapesVerifier
 from samplers import BestOfN, FKSteering
 from steering.cost import Budget
 from steering.engine import MissingAbility
-from steering.pipeline import SteeredPipeline, SteeringFailed
+from steering.pipeline import SteeredPipeline
+from steering.report import SteeringFailed
 from steering.search import BudgetTooSmall
 from steering.strength import Strength
 
@@ -86,8 +87,10 @@ def test_the_report_stands_beside_the_images(shapes_sd, shapes_clip):
     assert report.usage.nfe == 4 * 3 * 8
     assert (report.seed, report.lam) == (7, 1.0)
     assert out.images[0].tobytes() != out.images[1].tobytes()
-    plan = steered.plan(PROMPTS, **SD)
-    assert 4 * plan.cost.nfe == report.usage.nfe
+    plan = steered.plan(PROMPTS, num_images_per_prompt=2, **SD)
+    assert plan["nfe"] == report.usage.nfe
+    assert plan["decodes"] == report.usage.decodes
+    assert plan["seconds"] == "not measured"
     again = steered(PROMPTS[::-1], num_images_per_prompt=2, **SD)
     assert [s["shapes-clip"] for s in again.steering.scores] == pytest.approx(
         [s["shapes-clip"] for s in report.scores[2:] + report.scores[:2]], abs=1e-2

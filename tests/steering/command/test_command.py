@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rewards import ShapesCLIP
+from samplers import FKSteering
 from steering.command.main import main
 from steering.command.options import UsageError, read_prompts, resolve_names
+from steering.pipeline import SteeredPipeline
 
 FAST = ["--pipeline", "shapes-sd", "--pipeline.call.num_inference_steps", "3"]
 FK = ["--sampler", "fk", "--sampler.particles", "2", "--sampler.start", "1", "--sampler.every", "1"]
@@ -127,6 +130,15 @@ def test_a_pilot_of_a_run_is_written_down(tmp_path):
     assert run["pilot"]["nfe"] == 8 * 3
 
 
+def test_flux_takes_its_negative_prompt_and_calibration_from_its_configuration(tmp_path):
+    words = ["--pipeline", "shapes-flux", *FK, "--reward", "shapes-clip", "--prompt", "a ring"]
+    assert main(["generate", *words, "--output", str(tmp_path), "--progress", "false"]) == 0
+    record = records(tmp_path)["a ring"]
+    assert record["usage"]["passes"] == 2 * record["usage"]["nfe"] == 2 * 2 * 25
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert "pilot" not in run  # the shipped calibration was found
+
+
 def test_a_plan_loads_no_weights(capsys, monkeypatch):
     import diffusers
 
@@ -145,13 +157,19 @@ def test_a_plan_loads_no_weights(capsys, monkeypatch):
     assert said["seconds"] == "not measured"
 
 
-def test_a_run_leaves_figures_for_the_next_plan(tmp_path, capsys):
+def test_a_run_leaves_figures_for_the_next_plan_and_for_python(tmp_path, capsys, shapes_sd):
     assert generate(tmp_path) == 0
     words = ["plan", *FAST, *FK, "--reward", "shapes-clip", "--prompt", "a ring"]
     assert main(words) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["seconds"] > 0
     assert said["memory_bytes"] > 1e8
+
+    steered = SteeredPipeline(
+        shapes_sd, sampler=FKSteering(2, start=1, every=1), reward=ShapesCLIP()
+    )
+    here = steered.plan("a ring", num_inference_steps=3, guidance_scale=2.0)
+    assert here["seconds"] == said["seconds"]
 
 
 @pytest.mark.parametrize(
