@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from samplers.potentials import Potential, PotentialName, tilt
+from samplers.potentials import Potential, PotentialName, TemperatureName, tempered, tilt
 from steering.cost import Cost
 from steering.model import Stage
 from steering.particles import RESAMPLERS, Weights
@@ -67,6 +67,8 @@ class FKSteering(Search):
     Attributes:
         particles: number of particles k.
         potential: ``"difference"``, ``"max"`` or ``"sum"``.
+        temperature: how lambda grows along the way: ``"constant"``, ``"signal"`` (linear in alpha-bar) or
+            ``"exponential"`` (DAS); the finished sample always counts with lambda itself.
         start: first step (0 is pure noise) at which rewards are looked at.
         every: steps between looks.
         stop: no looks from this step on; None: until the end.
@@ -83,6 +85,7 @@ class FKSteering(Search):
 
     particles: int = 4
     potential: PotentialName = "difference"
+    temperature: TemperatureName = "constant"
     start: int = 5
     every: int = 5
     stop: int | None = None
@@ -106,6 +109,7 @@ class FKSteering(Search):
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (
             ("potential", get_args(PotentialName)),
+            ("temperature", get_args(TemperatureName)),
             ("resampler", tuple(RESAMPLERS)),
             ("returns", ("all", "draw", "best")),
         ):
@@ -204,7 +208,8 @@ class FKSteering(Search):
     ) -> Generator[Request, Any, tuple[Cloud, Weights]]:
         """Score the predicted x_0 of each particle, reweight, and resample if it pays."""
         reward = yield from self._reward(problem, cloud, i)
-        log_g, potential = cloud.potential.step(reward, problem.lam)
+        lam = tempered(self.temperature, problem.lam, problem.grid, i)
+        log_g, potential = cloud.potential.step(reward, lam)
         weights = weights.times(log_g)
         k, ess = len(weights), weights.ess
         record = len(problem.trace.records)

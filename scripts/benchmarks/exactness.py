@@ -39,6 +39,9 @@ SAMPLERS: dict[str, Callable[[int], Search]] = {
     "fk-max": lambda k: FKSteering(particles=k, potential="max", returns="all"),
     "fk-sum": lambda k: FKSteering(particles=k, potential="sum", returns="all"),
     "smc-ess": lambda k: FKSteering(particles=k, start=0, every=1, returns="all"),
+    "smc-tempered": lambda k: FKSteering(
+        particles=k, start=0, every=1, temperature="signal", ess_threshold=0.9, returns="all"
+    ),
     "smc-every": lambda k: FKSteering(
         particles=k, start=0, every=1, ess_threshold=1.0, returns="all"
     ),

@@ -23,11 +23,16 @@ def weights_of(result):
 # The eight errors of the reference implementation, one test each.
 
 
+@pytest.mark.parametrize("temperature", ["constant", "signal", "exponential"])
 @pytest.mark.parametrize("potential", POTENTIALS)
-def test_1_and_3_weights_are_carried_and_the_correction_uses_the_final_reward(potential):
+def test_1_and_3_weights_are_carried_and_the_correction_uses_the_final_reward(
+    potential, temperature
+):
     """Never resampled, every potential must telescope to lambda r(x_0)."""
     problem, model = mixture(steps=10)
-    search = FKSteering(16, potential, start=0, every=2, ess_threshold=0.0, returns="all")
+    search = FKSteering(
+        16, potential, temperature, start=0, every=2, ess_threshold=0.0, returns="all"
+    )
     [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=problem.lam))
     expected = problem.lam * result.outcome.scores.total
     torch.testing.assert_close(result.outcome.log_w, expected, rtol=1e-9, atol=1e-9)
@@ -224,6 +229,7 @@ def test_only_scored_steps_are_decoded():
         ({"particles": -3}, "particles"),
         ({"potential": "maximum"}, "difference.*got 'maximum'"),
         ({"resampler": "none"}, "resampler"),
+        ({"temperature": "hot"}, "temperature"),
         ({"returns": "some"}, "returns"),
         ({"ess_threshold": 1.5}, "ess_threshold"),
         ({"eta": 0.0}, "without noise"),
@@ -255,3 +261,15 @@ def test_impossible_candidates_stay_impossible_at_lambda_zero():
         log_g, after = Potential.start(potential, 2).step(reward, 0.0)
         assert log_g.tolist() == [0.0, -torch.inf]
         assert after.last(reward, 0.0).tolist() == [0.0, 0.0]
+
+
+def test_temperatures_rise_from_nothing_to_lambda():
+    from samplers.potentials import tempered
+
+    _, model = mixture(steps=50)
+    for name in ("signal", "exponential"):
+        values = [tempered(name, 3.0, model.grid, i) for i in range(51)]
+        assert values == sorted(values)
+        assert values[0] < 1e-3
+        assert 3.0 * 0.98 < values[-1] <= 3.0
+    assert tempered("constant", 3.0, model.grid, 0) == 3.0
