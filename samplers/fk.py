@@ -67,8 +67,8 @@ class FKSteering(Search):
     Attributes:
         particles: number of particles k.
         potential: ``"difference"``, ``"max"`` or ``"sum"``.
-        temperature: how lambda grows along the way: ``"constant"``, ``"signal"`` (linear in alpha-bar) or
-            ``"exponential"`` (DAS); the finished sample always counts with lambda itself.
+        temperature: how lambda grows along the way: ``"constant"``, ``"signal"`` (linear in
+            alpha-bar) or ``"exponential"`` (DAS); the finished sample counts with lambda itself.
         start: first step (0 is pure noise) at which rewards are looked at.
         every: steps between looks.
         stop: no looks from this step on; None: until the end.

@@ -21,8 +21,8 @@ TemperatureName = Literal["constant", "signal", "exponential"]
 def tempered(name: TemperatureName, lam: float, grid: TimeGrid, step: int) -> float:
     """Lambda that applies at a step of the grid; at the end it is ``lam`` for every schedule.
 
-    ``"constant"`` is ``lam`` throughout; ``"signal"`` is ``lam alpha^2 / (alpha^2 + sigma^2)``, linear in
-    alpha-bar on a variance-preserving path: early rewards, which say little, weigh little;
+    ``"constant"`` is ``lam`` throughout; ``"signal"`` is ``lam alpha^2 / (alpha^2 + sigma^2)``,
+    linear in alpha-bar on a variance-preserving path: early rewards, which say little, weigh little;
     ``"exponential"`` is ``lam min(1.008^i - 1, 1)`` with ``i`` counted in hundredths of the grid (DAS,
     Kim et al. 2025, 2501.05803, who take 100 steps).
     """
