@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import Generator, Philox
+from numpy.random import MT19937, Generator, Philox, SeedSequence
 from torch import Tensor
+
+_STATE_START, _STATE_WORDS = 24, 624  # where torch keeps a Mersenne Twister's words, in bytes
 
 
 def prompt_keys(prompts: Sequence[str], ids: Sequence[Hashable] | None = None) -> list[str]:
@@ -43,6 +45,26 @@ def prompt_keys(prompts: Sequence[str], ids: Sequence[Hashable] | None = None) -
 def copy_key(key: str, copy: int) -> str:
     """Key of the ``copy``-th independent search for one prompt; the first has the prompt's own."""
     return key if copy == 0 else f"{key}\x1fimage {copy}"
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    """A CPU generator that keeps all 64 bits of a seed, for code of others that asks for one.
+
+    ``manual_seed`` keeps 32 of them on a CPU; here the whole state of the Mersenne Twister is drawn
+    from the seed (numpy's SeedSequence) and put where torch keeps it.
+
+    Raises:
+        RuntimeError: this version of torch keeps its state elsewhere.
+    """
+    probe = 5
+    generator = torch.Generator().manual_seed(probe)
+    state = generator.get_state()
+    words = state[_STATE_START : _STATE_START + 8 * _STATE_WORDS].view(torch.int64)
+    if int(words[0]) != probe:  # a Mersenne Twister's first word is its seed
+        raise RuntimeError(f"torch {torch.__version__} keeps a generator's state in another layout")
+    key = MT19937(SeedSequence(seed)).state["state"]["key"]
+    words.copy_(torch.from_numpy(key.astype(np.int64)))
+    return generator.set_state(state)
 
 
 class Streams:

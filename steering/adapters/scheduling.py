@@ -14,6 +14,7 @@ from steering.adapters.conditioning import Handle
 from steering.adapters.replay import Plan
 from steering.prediction import Posterior, output_of
 from steering.schedulers import call_times, prediction_of, training_interpolant
+from steering.streams import seeded_generator
 from steering.times import Time
 
 
@@ -74,4 +75,4 @@ def _generator(handle: Handle, draw: int, seed: int) -> torch.Generator:
         generator = torch.Generator(device)
         generator.set_state(state)
         return generator
-    return torch.Generator().manual_seed(seed)
+    return seeded_generator(seed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from steering.streams import Streams, prompt_keys
+from steering.streams import Streams, prompt_keys, seeded_generator
 
 SHAPE = (4, 3)
 
@@ -108,3 +108,15 @@ def test_prompt_keys_are_the_text_and_its_occurrence_or_the_id():
 def test_ids_must_be_one_a_prompt_and_distinct(ids):
     with pytest.raises(ValueError, match="one distinct id"):
         prompt_keys(["a", "b"], ids)
+
+
+def test_a_seeded_generator_keeps_all_64_bits():
+    def draw(seed):
+        return torch.randn(1000, generator=seeded_generator(seed))
+
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(3 + (1 << 32)))
+    assert not torch.equal(draw(3), draw(3 + (1 << 62)))
+    many = torch.cat([draw(s << 32) for s in range(50)])
+    assert abs(float(many.mean())) < 0.02
+    assert float(many.std()) == pytest.approx(1.0, abs=0.02)
