@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steering.mixtures import MixtureModel
 from steering.tilted import TiltedProblem
-from steering.transitions import Transition
+from steering.transitions import GaussianTransition
 
 SAVED = "chain_laws.json"
 
@@ -48,7 +48,7 @@ class ChainLaw:
 
 
 def run_chain(
-    model: MixtureModel, transition: Transition, count: int, generator: torch.Generator
+    model: MixtureModel, transition: GaussianTransition, count: int, generator: torch.Generator
 ) -> Tensor:
     """Final states ``(count, d)`` of independent unsteered chains along the model's grid."""
     x_t = model.initial_std * torch.randn(count, *model.shape, generator=generator)
@@ -61,7 +61,7 @@ def run_chain(
 def estimate(
     problem: TiltedProblem,
     model: MixtureModel,
-    transition: Transition,
+    transition: GaussianTransition,
     *,
     samples: int,
     seed: int,

@@ -199,13 +199,14 @@ def _thrower(error: Exception) -> Callable[[Generator[Any, Any, Any]], Any]:
 
 
 def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
-    """The problem of a job: what its search is told."""
+    """The problem of a job: what its search is told, its grid laid along the path that it samples."""
+    path = job.search.path
     facts = Facts(model.grid.steps, model.scheduler_calls(), calls_per_row, job.budget)
     return Problem(
         prompt=job.item.prompt,
         shape=model.shape,
         device=model.device,
-        grid=model.grid,
+        grid=model.grid if path is None else path.lay(model.grid, model.at),
         lam=job.lam,
         streams=Streams(job.seed, job.key),
         facts=facts,
@@ -213,4 +214,5 @@ def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
         usage=Usage(),
         initial_std=model.initial_std,
         given=getattr(job.conditioning, "initial", None),
+        at=model.at,
     )

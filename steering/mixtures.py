@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.interpolants import VPDiscrete
+from steering.interpolants import RectifiedFlow, VPDiscrete
 from steering.model import Abilities, Stage
 from steering.prediction import Posterior
 from steering.times import Time, TimeGrid, coefficients
@@ -220,6 +220,14 @@ class MixtureModel:
     def abilities(self) -> Abilities:
         """All of them: any rows, a time a row, any order, gradients, a true posterior mean."""
         return Abilities()
+
+    def at(self, log_snr: float) -> Time:
+        """Record of any noise level, infinite log-SNR included, as a rectified flow has it.
+
+        The closed form needs no time: ``model_t`` is 1000 sigma, whatever the grid's convention.
+        """
+        alpha, sigma = RectifiedFlow().normalise(math.exp(-0.5 * log_snr))
+        return Time(1000 * sigma, alpha, sigma)
 
     def encode(self, prompts: Sequence[str]) -> list[Unconditional]:
         """A handle a prompt; they differ in nothing but their text."""

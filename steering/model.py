@@ -95,6 +95,13 @@ class Model(Protocol):
     def grid(self) -> TimeGrid:
         """The time grid of the pipeline's scheduler."""
 
+    def at(self, log_snr: float) -> Time:
+        """Record of any noise level, by log(alpha^2 / sigma^2), with the time the network is told.
+
+        Alpha and sigma are those of the interpolant it was trained on. Beyond the trained range the
+        network is told the nearest time that it knows.
+        """
+
     @property
     def initial_std(self) -> float:
         """Standard deviation of the state at ``grid[0]`` when it is drawn afresh."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steering.model import Model
+from steering.moves import move
 from steering.prediction import Posterior
 from steering.requests import Denoise, Rollout
 from steering.search import Problem
@@ -47,11 +49,10 @@ def rollout(
     x = request.x_t
     for step, (t, s) in enumerate(pairwise(path), start=request.start):
         posterior = yield Denoise(x, t, request.keep_graph)
-        with torch.set_grad_enabled(request.keep_graph):
-            law = solver(posterior, t, s)
-            x = law.mean
-            if law.std > 0:
-                x = law.sample(problem.noise(request.purpose, request.draws, step))
+        noise = partial(problem.noise, request.purpose, request.draws, step)
+        x = yield from move(
+            problem, solver, x, posterior, t, s, noise, keep_graph=request.keep_graph
+        )
     return x
 
 

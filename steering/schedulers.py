@@ -128,6 +128,17 @@ def grid_of(scheduler: Any) -> TimeGrid:
     return TimeGrid(tuple(kept))
 
 
+def time_at(training: Interpolant, log_snr: float) -> Time:
+    """Record of a noise level on a training path, with the time that the network is told.
+
+    Args:
+        training: the path that the network was trained on.
+        log_snr: log(alpha^2 / sigma^2); beyond the trained ends the end's time is told.
+    """
+    alpha, sigma = training.normalise(math.exp(-0.5 * log_snr))
+    return Time(_told(training, log_snr), alpha, sigma)
+
+
 def _told(training: Interpolant, log_snr: float) -> float:
     """Time that the network is told at a noise level; beyond the trained ends, at the end."""
     bounded = min(max(log_snr, training.log_snr(1.0)), training.log_snr(0.0))

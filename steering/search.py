@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from steering.cost import Budget, Cost, Usage
+from steering.paths import SamplingPath
 from steering.requests import Request, Scores
 from steering.streams import Streams
-from steering.times import TimeGrid
+from steering.times import Time, TimeGrid
 from steering.trace import Trace
 
 #: A running search: yields requests, is sent their results, returns its outcome.
@@ -55,6 +56,10 @@ class Needs:
     any_rows: bool = False
     density: bool = False  #: a fixed target: refuses rewards that depend on the set (mean rank)
 
+    def __or__(self, other: Needs) -> Needs:
+        """What either of two parts of a search needs."""
+        return Needs(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -71,6 +76,13 @@ class Facts:
     scheduler_calls: int
     calls_per_row: int = 1
     budget: Budget = field(default_factory=Budget)
+
+
+def _no_model(log_snr: float) -> Time:
+    raise ValueError(
+        f"the noise level of log-SNR {log_snr} was asked of a problem that knows no model; give it "
+        "at=model.at"
+    )
 
 
 @dataclass
@@ -90,6 +102,7 @@ class Problem:
         initial_std: standard deviation of the state at ``grid[0]``.
         given: states at ``grid[0]`` that the user or the pipeline's generator decided, for the first
             draws, ``(m, *shape)``; None where the streams decide all.
+        at: the model's time record of any log-SNR, for steps that leave the grid.
     """
 
     prompt: str
@@ -103,6 +116,7 @@ class Problem:
     usage: Usage
     initial_std: float = 1.0
     given: Tensor | None = None
+    at: Callable[[float], Time] = _no_model
 
     def initial(self, draws: Sequence[int]) -> Tensor:
         """States at ``grid[0]`` for these draw ids, ``(len(draws), *shape)``."""
@@ -161,6 +175,14 @@ class Search(ABC):
     @abstractmethod
     def needs(self) -> Needs:
         """Abilities it cannot do without."""
+
+    @property
+    def path(self) -> SamplingPath | None:
+        """Interpolant along which it samples; None is the scheduler's own grid.
+
+        A search makes it an option by a field ``path: SamplingPath | None = None`` (with a default).
+        """
+        return None
 
     @abstractmethod
     def plan(self, facts: Facts) -> Plan:

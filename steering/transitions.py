@@ -1,10 +1,15 @@
-"""Gaussian transitions ``x_s | x_t`` between two explicit times."""
+"""Transitions ``x_s | x_t`` between two explicit times, and the Gaussian ones of every day.
+
+Other transitions have files of their own: the SDEs of a flow in :mod:`steering.flow_sde`, and the one
+that needs further denoiser calls inside a step in :mod:`steering.glass`. A search makes a step of any of
+them by :func:`steering.moves.move`.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -48,14 +53,34 @@ class Gaussian:
 
 
 class Transition(Protocol):
-    """How a state moves from one time to a less noisy one."""
+    """How a state moves to a less noisy time; :func:`steering.moves.move` makes the step."""
 
     @property
     def stochastic(self) -> bool:
         """Whether two draws from one state differ."""
 
+    @property
+    def inner_calls(self) -> int:
+        """Denoiser calls of a step beyond the one at ``x_t``; 0 if the law is Gaussian."""
+
+
+class GaussianTransition(Transition, Protocol):
+    """A transition whose law is known as soon as ``x_t`` is denoised, density included."""
+
     def __call__(self, posterior: Posterior, t: Time, s: Time) -> Gaussian:
         """Law of ``x_s`` given the denoised ``x_t``."""
+
+
+def check_falls(t: Time, s: Time) -> None:
+    """Refuse a step that does not lose noise.
+
+    Raises:
+        ValueError: ``s`` is not less noisy than ``t``.
+    """
+    if not t.log_snr < s.log_snr:
+        raise ValueError(
+            f"a transition goes to less noise, got {t} to {s}; give the noisier time first"
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,7 @@ class DDIM:
     """
 
     eta: float = 1.0
+    inner_calls: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
@@ -87,8 +113,7 @@ class DDIM:
         Raises:
             ValueError: ``s`` is not less noisy than ``t``.
         """
-        if not t.log_snr < s.log_snr:
-            raise ValueError(f"a transition goes to less noise, got {t} to {s}")
+        check_falls(t, s)
         if s.sigma == 0:
             return 0.0
         kept = 0.0 if t.alpha == 0 else math.exp(t.log_snr - s.log_snr)
@@ -99,3 +124,25 @@ class DDIM:
         std = self.std(t, s)
         direction = math.sqrt(max(s.sigma**2 - std**2, 0.0))
         return Gaussian(torch.add(s.alpha * posterior.x_0, posterior.eps, alpha=direction), std)
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """Full re-noising, ``x_s = alpha_s x_0 + sigma_s z``: nothing of the old noise is kept.
+
+    The step of consistency models (LCM: Luo et al. 2023, 2310.04378; TCD: Zheng et al. 2024,
+    2402.19159), whose x_0 is a sample. With a posterior mean in its place the marginals are not kept,
+    however many steps are taken: what the mean lacks of the data's spread is lost at every step.
+    """
+
+    stochastic: ClassVar[bool] = True
+    inner_calls: ClassVar[int] = 0
+
+    def __call__(self, posterior: Posterior, t: Time, s: Time) -> Gaussian:
+        """Law of ``x_s`` given the denoised ``x_t``; ``posterior`` rows are ``(n, *shape)``.
+
+        Raises:
+            ValueError: ``s`` is not less noisy than ``t``.
+        """
+        check_falls(t, s)
+        return Gaussian(s.alpha * posterior.x_0, s.sigma)

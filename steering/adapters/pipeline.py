@@ -26,7 +26,7 @@ from steering.adapters.scheduling import PipelineSchedule
 from steering.model import Abilities, Meaning, Stage
 from steering.planning import source_name
 from steering.prediction import Posterior, posterior_of
-from steering.schedulers import grid_of, prediction_of, training_interpolant
+from steering.schedulers import grid_of, prediction_of, time_at, training_interpolant
 from steering.times import Time, TimeGrid
 
 _CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
@@ -135,6 +135,15 @@ class PipelineModel:
     def grid(self) -> TimeGrid:
         """The time grid of the pipeline's scheduler, as the pipeline configures it."""
         return self._grid
+
+    def at(self, log_snr: float) -> Time:
+        """Record of any noise level on the interpolant that the network was trained on.
+
+        Args:
+            log_snr: log(alpha^2 / sigma^2), infinities included; beyond the trained range the network
+                is told the nearest time that it knows.
+        """
+        return time_at(self._training, log_snr)
 
     @property
     def initial_std(self) -> float:

@@ -84,8 +84,9 @@ class CallPlan:
 
         Args:
             network: the real network.
-            state: rows ``(n, *shape)`` as the scheduler carries them.
-            scaled: the same on the training interpolant.
+            state: rows ``(n, *shape)`` on the training interpolant, in the dtype of the pipeline's
+                own state; for pipelines that do not scale it.
+            scaled: the same, not rounded to that dtype yet.
             t: the scheduler's time of each row ``(n,)``.
             joined: arguments that follow the rows.
         """
@@ -183,8 +184,10 @@ class Plan:
             t: the scheduler's time of each row ``(n,)``.
             joined: from :meth:`join`.
         """
-        state = x_t.to(self.dtype)
-        scaled = x_t * scale if any(plan.latents.scaled for plan in self.calls) else state
+        scaled = x_t * scale
+        # A pipeline that hands its state over unscaled keeps it on the training interpolant: the
+        # factor is 1 on its own grid, and brings states of other paths there.
+        state = scaled.to(self.dtype)
         outputs = [
             fit_to_state(block, self.shape)
             for plan, arguments in zip(self.calls, joined, strict=True)
