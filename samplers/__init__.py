@@ -2,5 +2,51 @@
 
 from samplers.best_of_n import BestOfN, BestOfNState
 from samplers.fk import FKSteering
+from samplers.guidance import Gradient
+from samplers.initial import InitialNoise, Prior, Resampled, TopB
+from samplers.pcnl import PCNL
+from samplers.presets import (
+    BFS,
+    DAS,
+    SVDD,
+    TDS,
+    BootstrapSMC,
+    CoDe,
+    EntropicPF,
+    FunnelSMC,
+    IslandSMC,
+    TemperedSMC,
+)
+from samplers.smc import SMC
+from samplers.temperature import Adaptive, Constant, Exponential, Signal
+from samplers.values import Predicted, SoftValue, Successor
 
-__all__ = ["BestOfN", "BestOfNState", "FKSteering"]
+__all__ = [
+    "BFS",
+    "DAS",
+    "PCNL",
+    "SMC",
+    "SVDD",
+    "TDS",
+    "Adaptive",
+    "BestOfN",
+    "BestOfNState",
+    "BootstrapSMC",
+    "CoDe",
+    "Constant",
+    "EntropicPF",
+    "Exponential",
+    "FKSteering",
+    "FunnelSMC",
+    "Gradient",
+    "InitialNoise",
+    "IslandSMC",
+    "Predicted",
+    "Prior",
+    "Resampled",
+    "Signal",
+    "SoftValue",
+    "Successor",
+    "TemperedSMC",
+    "TopB",
+]

@@ -12,26 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steering.times import TimeGrid
-
 PotentialName = Literal["difference", "max", "sum"]
-TemperatureName = Literal["constant", "signal", "exponential"]
-
-
-def tempered(name: TemperatureName, lam: float, grid: TimeGrid, step: int) -> float:
-    """Lambda that applies at a step of the grid; at the end it is ``lam`` for every schedule.
-
-    ``"constant"`` is ``lam`` throughout; ``"signal"`` is ``lam alpha^2 / (alpha^2 + sigma^2)``,
-    linear in alpha-bar on a variance-preserving path: early rewards, which say little, weigh little;
-    ``"exponential"`` is ``lam min(1.008^i - 1, 1)`` with ``i`` counted in hundredths of the grid (DAS,
-    Kim et al. 2025, 2501.05803, who take 100 steps).
-    """
-    if name == "signal":
-        t = grid[step]
-        return lam * t.alpha**2 / (t.alpha**2 + t.sigma**2)
-    if name == "exponential":
-        return lam * min(1.008 ** (100 * step / grid.steps) - 1, 1.0)
-    return lam
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +31,10 @@ class Potential:
     applied: Tensor
 
     @classmethod
-    def start(cls, name: PotentialName, k: int) -> Potential:
-        """Before the first reward."""
-        zero = torch.zeros(k, dtype=torch.float64)
-        lowest = torch.full_like(zero, -torch.inf)
-        return cls(name, lowest if name == "max" else zero, zero)
+    def start(cls, name: PotentialName, applied: Tensor) -> Potential:
+        """Before the first reward; ``applied (k,)`` is what the initial noises were drawn by."""
+        lowest = torch.full_like(applied, -torch.inf)
+        return cls(name, lowest if name == "max" else torch.zeros_like(applied), applied)
 
     def __getitem__(self, rows: Tensor) -> Potential:
         return Potential(self.name, self.statistic[rows], self.applied[rows])
@@ -76,8 +56,20 @@ class Potential:
 
 
 def tilt(reward: Tensor, lam: float) -> Tensor:
-    """``lambda r``, where minus infinity (an impossible candidate) stays so for lambda 0, too."""
-    return torch.where(torch.isneginf(reward), reward, lam * reward)
+    """``lambda r``, where minus infinity (an impossible candidate) stays so for lambda 0, too.
+
+    Raises:
+        ValueError: the product overflows; it names lambda and the reward.
+    """
+    impossible = torch.isneginf(reward)
+    product = torch.where(impossible, reward, lam * reward)
+    if bool((torch.isinf(product) & ~impossible).any()):
+        largest = float(reward[~impossible].abs().max())
+        raise ValueError(
+            f"the potential overflows: lambda {lam:.3g} times a reward of {largest:.3g}; lower the "
+            "strength, or give the reward a sensible unit"
+        )
+    return product
 
 
 def _less(target: Tensor, applied: Tensor) -> Tensor:

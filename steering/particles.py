@@ -1,9 +1,10 @@
 """Weighted particles: log-weights in one immutable object, and the resamplers.
 
-Every resampler has one signature, ``(weights, uniforms) -> ancestors``: normalised float64 weights
-``(k,)`` and as many uniforms ``(k,)``, to ``k`` ancestor indices. All are unbiased: particle ``i`` has
-``k w_i`` expected children. Source: Douc, Cappe and Moulines 2005 (cs/0507025); SSP is Srinivasan's
-sampling process (Gerber, Chopin and Whiteley 2019, 1708.02230).
+Every resampler has one signature, ``(weights, uniforms, n) -> ancestors``: normalised float64 weights
+``(k,)``, uniforms ``(max(k, n),)`` and the number of children, to ``n`` ancestor indices. All but
+``greedy`` are unbiased: particle ``i`` has ``n w_i`` expected children. Source: Douc, Cappe and
+Moulines 2005 (cs/0507025); SSP is Srinivasan's sampling process (Gerber, Chopin and Whiteley 2019,
+1708.02230).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Resampler = Callable[[Tensor, Tensor], Tensor]
+Resampler = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,44 +71,55 @@ class Weights:
         """Estimate of the log normalising constant so far."""
         return self.log_norm + float(torch.logsumexp(self.log_w, 0)) - math.log(len(self))
 
-    def resample(self, resampler: Resampler, uniforms: Tensor) -> tuple[Tensor, Weights]:
-        """Draw ancestors; the new weights are uniform and carry the evidence.
+    def resample(
+        self,
+        resampler: Resampler,
+        uniforms: Tensor,
+        children: int | None = None,
+        power: float = 1.0,
+    ) -> tuple[Tensor, Weights]:
+        """Draw ancestors in proportion to ``w ** power``; what was not applied stays as a weight.
 
         Args:
             resampler: one of :data:`RESAMPLERS`.
-            uniforms: float64 ``(k,)`` on [0, 1).
+            uniforms: float64 on [0, 1), ``(max(k, n),)``.
+            children: their number ``n``; None: as many as there are particles.
+            power: in (0, 1]; 1 leaves uniform weights.
 
         Returns:
-            Ancestor indices ``(k,)`` and the weights after resampling.
+            Ancestor indices ``(n,)`` and the weights after resampling, which carry the evidence: the
+            estimate :attr:`log_z` is unbiased whatever the power.
         """
-        ancestors = resampler(self.normalised, uniforms)
-        return ancestors, Weights(torch.zeros_like(self.log_w), self.log_z)
+        n = len(self) if children is None else children
+        if power == 1:
+            ancestors = resampler(self.normalised, uniforms, n)
+            return ancestors, Weights(torch.zeros(n, dtype=torch.float64), self.log_z)
+        drawn_by = Weights(power * self.log_w, self.log_norm)
+        ancestors = resampler(drawn_by.normalised, uniforms, n)
+        return ancestors, Weights((1 - power) * self.log_w[ancestors], drawn_by.log_z)
 
 
-def multinomial(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Independent draws: the noisiest of all."""
-    return _invert(weights, torch.sort(uniforms).values)
+def multinomial(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """Independent draws: the noisiest of those that do not collapse."""
+    return _invert(weights, torch.sort(uniforms[:n]).values)
 
 
-def stratified(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw in each of k equal strata."""
-    k = len(weights)
-    return _invert(weights, (torch.arange(k) + uniforms) / k)
+def stratified(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """One draw in each of n equal strata."""
+    return _invert(weights, (torch.arange(n) + uniforms[:n]) / n)
 
 
-def systematic(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One common offset in k equal strata: between floor and ceil of ``k w_i`` children each."""
-    k = len(weights)
-    return _invert(weights, (torch.arange(k) + uniforms[0]) / k)
+def systematic(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """One common offset in n equal strata: between floor and ceil of ``n w_i`` children each."""
+    return _invert(weights, (torch.arange(n) + uniforms[0]) / n)
 
 
-def residual(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """floor(k w_i) children for sure, the rest drawn independently from what is left."""
-    k = len(weights)
-    expected = weights * k
+def residual(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """floor(n w_i) children for sure, the rest drawn independently from what is left."""
+    expected = weights * n
     sure = torch.floor(expected + 1e-12).long()
-    ancestors = torch.repeat_interleave(torch.arange(k), sure)[:k]
-    left = k - len(ancestors)
+    ancestors = torch.repeat_interleave(torch.arange(len(weights)), sure)[:n]
+    left = n - len(ancestors)
     if left == 0:
         return ancestors
     rest = (expected - sure).clamp(min=0)
@@ -115,26 +127,36 @@ def residual(weights: Tensor, uniforms: Tensor) -> Tensor:
     return torch.sort(torch.cat([ancestors, drawn])).values
 
 
-def ssp(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Srinivasan's sampling process: floor or ceil of ``k w_i`` children, negatively associated."""
+def ssp(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """Srinivasan's sampling process: floor or ceil of ``n w_i`` children, negatively associated."""
     k = len(weights)
-    expected = (weights * k).tolist()
+    expected = (weights * n).tolist()
     children = [math.floor(x + 1e-12) for x in expected]
     fraction = [max(x - c, 0.0) for x, c in zip(expected, children, strict=True)]
-    n = 0  # the particle whose fraction is being settled against m's
+    i = 0  # the particle whose fraction is being settled against m's
     for m, u in zip(range(1, k), uniforms.tolist(), strict=False):
-        up = min(1 - fraction[n], fraction[m])  # n gains, m loses
-        down = min(fraction[n], 1 - fraction[m])  # n loses, m gains
+        up = min(1 - fraction[i], fraction[m])  # i gains, m loses
+        down = min(fraction[i], 1 - fraction[m])  # i loses, m gains
         gain = u * (up + down) < down
         shift = up if gain else -down
-        fraction[n] += shift
+        fraction[i] += shift
         fraction[m] -= shift
-        settled = m if fraction[m] <= 1e-12 or fraction[m] >= 1 - 1e-12 else n
+        settled = m if fraction[m] <= 1e-12 or fraction[m] >= 1 - 1e-12 else i
         children[settled] += round(fraction[settled])
         fraction[settled] = 0.0
-        n = n + m - settled if settled in (n, m) else n
-    children[n] += k - sum(children)  # the last fraction is whole but for rounding
+        i = i + m - settled if settled in (i, m) else i
+    children[i] += n - sum(children)  # the last fraction is whole but for rounding
     return torch.repeat_interleave(torch.arange(k), torch.tensor(children))
+
+
+def single(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """One ancestor for all children: what keeps a lineage (SVDD). Unbiased, and as noisy as can be."""
+    return _invert(weights, uniforms[:1]).repeat(n)
+
+
+def greedy(weights: Tensor, uniforms: Tensor, n: int) -> Tensor:
+    """The heaviest particle for all children: the limit of a large lambda; claims no law."""
+    return weights.argmax().repeat(n)
 
 
 def _invert(weights: Tensor, points: Tensor) -> Tensor:
@@ -151,4 +173,9 @@ RESAMPLERS: dict[str, Resampler] = {
     "stratified": stratified,
     "residual": residual,
     "ssp": ssp,
+    "single": single,
+    "greedy": greedy,
 }
+
+#: Resamplers under which every particle's expected number of children is in proportion to its weight.
+UNBIASED = tuple(name for name in RESAMPLERS if name != "greedy")

@@ -4,11 +4,14 @@ import pytest
 import torch
 from helpers import FunctionReward, Recorder, jobs_for, mixture, run
 
-from samplers import FKSteering
-from samplers.fk import soft_value
+from samplers import FKSteering, Gradient
+from samplers.cloud import Cloud
+from samplers.potentials import Potential
+from samplers.values import SoftValue, soft_value
 from steering.engine import Engine
 from steering.mixtures import MixtureModel, flow_grid
 from steering.particles import RESAMPLERS, Weights
+from steering.prediction import Posterior
 from steering.search import Facts
 from steering.streams import Streams
 from steering.transitions import DDIM
@@ -112,7 +115,7 @@ def test_8_many_samples_are_averaged_as_exponentials():
 
 def test_lookahead_costs_what_it_plans():
     problem, model = mixture(steps=10)
-    search = FKSteering(3, start=0, every=4, lookahead=2, lookahead_steps=3, returns="all")
+    search = FKSteering(3, start=0, every=4, value=SoftValue(2, 3), returns="all")
     engine = Engine(model, problem.reward)
     [result] = engine.run(jobs_for(model, ["a"], search, lam=problem.lam))
     plan = search.plan(Facts(10, 10))
@@ -134,28 +137,35 @@ def test_one_particle_is_the_base_sampler():
 def test_lambda_zero_weights_nothing():
     problem, model = mixture(steps=10)
     search = FKSteering(8, start=0, returns="all")
-    [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.0))
+    with pytest.warns(UserWarning, match="lambda is 0.*nothing is steered"):
+        [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.0))
     assert result.outcome.log_z == pytest.approx(0.0)
     assert not any(result.trace.column("resampled"))
 
 
 def test_everything_is_reindexed_together():
-    """States, posteriors and potentials of copies stay those of their ancestor."""
-    from samplers.fk import Cloud
-    from samplers.potentials import Potential
-    from steering.prediction import Posterior
-
+    """States, posteriors, gradients and potentials of copies stay those of their ancestor."""
     rows = torch.arange(4.0)[:, None]
-    start = Potential.start("max", 4)
+    start = Potential.start("max", torch.zeros(4, dtype=torch.float64))
     _, potential = start.step(rows[:, 0].double(), 2.0)
-    cloud = Cloud(rows, Posterior(rows, rows), potential, torch.arange(4), {0: rows[:, 0]})
-    picked = cloud[torch.tensor([3, 3, 0, 1])]
+    cloud = Cloud(
+        rows,
+        Weights.uniform(4),
+        potential,
+        torch.arange(4),
+        (10, 11, 12, 13),
+        Posterior(rows, rows),
+        rows,
+        {0: rows[:, 0]},
+    )
+    picked = cloud.select(torch.tensor([3, 3, 0, 1]), Weights.uniform(4))
     wanted = [3.0, 3.0, 0.0, 1.0]
-    assert picked.x_t[:, 0].tolist() == wanted
-    assert picked.posterior.x_0[:, 0].tolist() == picked.posterior.eps[:, 0].tolist() == wanted
+    assert picked.x_t[:, 0].tolist() == picked.slope[:, 0].tolist() == wanted
+    assert picked.known.x_0[:, 0].tolist() == picked.known.eps[:, 0].tolist() == wanted
     assert picked.potential.statistic.tolist() == picked.roots.tolist() == wanted
     assert picked.potential.applied.tolist() == [2 * w for w in wanted]
     assert picked.past[0].tolist() == wanted
+    assert picked.slots == (10, 11, 12, 13)  # a place keeps its random numbers, not its particle
 
 
 @pytest.mark.parametrize("name", list(RESAMPLERS))
@@ -232,9 +242,14 @@ def test_only_scored_steps_are_decoded():
         ({"temperature": "hot"}, "temperature"),
         ({"returns": "some"}, "returns"),
         ({"ess_threshold": 1.5}, "ess_threshold"),
-        ({"eta": 0.0}, "without noise"),
+        ({"transition": DDIM(0.0)}, "deterministic DDIM.eta=0.0.*without noise"),
         ({"every": 0}, "every"),
-        ({"lookahead": -1}, "lookahead"),
+        ({"start": -1}, "start"),
+        ({"every": 1.5}, "every.*share of the grid"),
+        ({"islands": 5}, "4 particles cannot make 5 islands"),
+        ({"funnel": 0.5}, "funnel"),
+        ({"anneal": "slowly"}, "anneal"),
+        ({"gradient": Gradient(), "value": SoftValue()}, "differentiates the predicted x_0"),
     ],
 )
 def test_bad_options_are_refused(option, message):
@@ -254,22 +269,9 @@ def test_a_grid_too_short_to_look_is_warned_of():
 
 
 def test_impossible_candidates_stay_impossible_at_lambda_zero():
-    from samplers.potentials import Potential
-
     reward = torch.tensor([1.0, -torch.inf], dtype=torch.float64)
     for potential in POTENTIALS:
-        log_g, after = Potential.start(potential, 2).step(reward, 0.0)
+        zero = torch.zeros(2, dtype=torch.float64)
+        log_g, after = Potential.start(potential, zero).step(reward, 0.0)
         assert log_g.tolist() == [0.0, -torch.inf]
         assert after.last(reward, 0.0).tolist() == [0.0, 0.0]
-
-
-def test_temperatures_rise_from_nothing_to_lambda():
-    from samplers.potentials import tempered
-
-    _, model = mixture(steps=50)
-    for name in ("signal", "exponential"):
-        values = [tempered(name, 3.0, model.grid, i) for i in range(51)]
-        assert values == sorted(values)
-        assert values[0] < 1e-3
-        assert 3.0 * 0.98 < values[-1] <= 3.0
-    assert tempered("constant", 3.0, model.grid, 0) == 3.0

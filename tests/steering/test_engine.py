@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import Custom, FunctionReward, Recorder, jobs_for, mixture, outcome, run
 
-from samplers import BestOfN, FKSteering
+from samplers import BestOfN, FKSteering, SoftValue
 from steering.calls import BadReward
 from steering.cost import Budget, Cost
 from steering.engine import Engine, MissingAbility
@@ -419,7 +419,7 @@ def test_a_failing_neighbour_costs_nobody_else():
             raise ZeroDivisionError("no score")
         return x[:, 0]
 
-    search = FKSteering(4, lookahead=4, start=5, every=20)
+    search = FKSteering(4, value=SoftValue(4), start=5, every=20)
     exact = search.plan(facts(Engine(model, FunctionReward(points)))).cost
     budget = Budget(nfe=int(exact.nfe), decodes=int(exact.decodes))
     jobs = jobs_for(model, ["good", "bad"], search, budget=budget)
@@ -474,7 +474,7 @@ def test_fk_with_lookahead_survives_the_end_of_its_time():
         time.sleep(2e-3 * len(x))
         return x[:, 0]
 
-    search = FKSteering(4, lookahead=2, start=1, every=1)
+    search = FKSteering(4, value=SoftValue(2), start=1, every=1)
     jobs = jobs_for(model, ["a"], search, budget=Budget(seconds=0.03))
     [result] = run(model, FunctionReward(slow), jobs)
     assert not result.outcome.complete

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from steering.particles import RESAMPLERS, Weights
+from steering.particles import RESAMPLERS, UNBIASED, Weights
 
 DRAWS = 4000
 resamplers = pytest.mark.parametrize("resampler", RESAMPLERS.values(), ids=RESAMPLERS.keys())
+unbiased = pytest.mark.parametrize("resampler", [RESAMPLERS[n] for n in UNBIASED], ids=UNBIASED)
 bounded = pytest.mark.parametrize("name", ["systematic", "ssp"])
 relaxed = settings(deadline=None, max_examples=200)
 
@@ -18,11 +19,12 @@ def uniforms(k: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def offspring(resampler, weights: torch.Tensor, draws: int) -> torch.Tensor:
+def offspring(resampler, weights: torch.Tensor, draws: int, n: int | None = None) -> torch.Tensor:
     """Children of each particle in each of many independent draws, ``(draws, k)``."""
     k = len(weights)
-    u = torch.rand(draws, k, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return torch.stack([torch.bincount(resampler(weights, row), minlength=k) for row in u]).double()
+    n = n or k
+    u = torch.rand(draws, max(k, n), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.stack([torch.bincount(resampler(weights, row, n), minlength=k) for row in u]).double()
 
 
 weight_lists = st.lists(
@@ -39,7 +41,7 @@ def normalised(raw: list[float]) -> torch.Tensor:
 @given(raw=weight_lists, seed=st.integers(0, 2**32))
 def test_any_weights_give_k_living_ancestors(resampler, raw, seed):
     weights = normalised(raw)
-    ancestors = resampler(weights, uniforms(len(raw), seed))
+    ancestors = resampler(weights, uniforms(len(raw), seed), len(raw))
     assert ancestors.shape == (len(raw),)
     assert ancestors.dtype == torch.int64
     assert bool((ancestors[1:] >= ancestors[:-1]).all())
@@ -52,7 +54,7 @@ def test_any_weights_give_k_living_ancestors(resampler, raw, seed):
 def test_children_lie_between_floor_and_ceil(name, raw, seed):
     weights = normalised(raw)
     k = len(weights)
-    children = torch.bincount(RESAMPLERS[name](weights, uniforms(k, seed)), minlength=k)
+    children = torch.bincount(RESAMPLERS[name](weights, uniforms(k, seed), k), minlength=k)
     assert bool((children >= torch.floor(k * weights - 1e-9)).all())
     assert bool((children <= torch.ceil(k * weights + 1e-9)).all())
 
@@ -62,22 +64,26 @@ def test_children_lie_between_floor_and_ceil(name, raw, seed):
 def test_residual_keeps_the_sure_children(raw, seed):
     weights = normalised(raw)
     k = len(weights)
-    children = torch.bincount(RESAMPLERS["residual"](weights, uniforms(k, seed)), minlength=k)
+    children = torch.bincount(RESAMPLERS["residual"](weights, uniforms(k, seed), k), minlength=k)
     assert bool((children >= torch.floor(k * weights - 1e-9)).all())
 
 
-@resamplers
+@unbiased
+@pytest.mark.parametrize("n", [None, 3, 11])
 @pytest.mark.parametrize(
     "raw",
     [[0.1, 0.2, 0.3, 0.4], [5, 1, 1, 1, 0, 3, 0.2], [1e-3, 1, 1e-3, 1], [1] * 8],
     ids=["rising", "zero inside", "tiny", "equal"],
 )
-def test_resampling_is_unbiased(resampler, raw):
-    """Mean children against k w within 4.5 standard errors: one false alarm in 150,000."""
+def test_resampling_is_unbiased(resampler, raw, n):
+    """Mean children against n w, also for more or fewer children than particles, within 4.5 standard errors: one false alarm in 150,000."""
     weights = normalised(raw)
-    children = offspring(resampler, weights, DRAWS)
-    error = children.mean(0) - len(weights) * weights
-    bound = 4.5 * children.std(0) / math.sqrt(DRAWS) + 1e-9
+    children = offspring(resampler, weights, DRAWS, n)
+    assert bool((children.sum(1) == (n or len(weights))).all())
+    expected = (n or len(weights)) * weights
+    error = children.mean(0) - expected
+    rare = torch.where(expected < 0.1, expected, 0.0)  # too few to estimate their own variance
+    bound = 4.5 * torch.maximum(children.var(0), rare).sqrt() / math.sqrt(DRAWS) + 1e-9
     assert bool((error.abs() <= bound).all()), (error, bound)
 
 
@@ -94,6 +100,7 @@ def test_every_scheme_is_at_most_as_noisy_as_multinomial():
     noise = {
         name: float(offspring(resampler, weights, 1000).var(0).sum())
         for name, resampler in RESAMPLERS.items()
+        if name not in ("single", "greedy")
     }
     for name in ("systematic", "stratified", "residual", "ssp"):
         assert noise[name] < 0.8 * noise["multinomial"]
@@ -108,7 +115,7 @@ def test_ssp_children_are_negatively_associated():
 
 @resamplers
 def test_one_particle_is_its_own_ancestor(resampler):
-    assert resampler(torch.ones(1, dtype=torch.float64), uniforms(1)).tolist() == [0]
+    assert resampler(torch.ones(1, dtype=torch.float64), uniforms(1), 1).tolist() == [0]
 
 
 @resamplers
@@ -116,7 +123,7 @@ def test_all_weight_on_one_particle(resampler):
     for winner in range(5):
         weights = torch.zeros(5, dtype=torch.float64)
         weights[winner] = 1
-        assert resampler(weights, uniforms(5)).tolist() == [winner] * 5
+        assert resampler(weights, uniforms(5), 5).tolist() == [winner] * 5
 
 
 @resamplers
@@ -124,7 +131,7 @@ def test_all_weight_on_one_particle(resampler):
 @pytest.mark.parametrize("k", [3, 7, 49, 1000])
 def test_uniforms_at_the_edges_of_their_range(resampler, u, k):
     weights = normalised([1.0] * (k - 1) + [0.0])
-    ancestors = resampler(weights, torch.full((k,), u, dtype=torch.float64))
+    ancestors = resampler(weights, torch.full((k,), u, dtype=torch.float64), k)
     assert len(ancestors) == k
     assert int(ancestors.max()) < k - 1
     assert int(ancestors.min()) >= 0
@@ -135,7 +142,7 @@ def test_uniforms_at_the_edges_of_their_range(resampler, u, k):
 def test_equal_weights_leave_every_particle_in_place(name, k):
     weights = Weights.uniform(k).normalised
     for seed in range(20):
-        assert RESAMPLERS[name](weights, uniforms(k, seed)).tolist() == list(range(k))
+        assert RESAMPLERS[name](weights, uniforms(k, seed), k).tolist() == list(range(k))
 
 
 def test_evidence_is_carried_through_resampling():
@@ -150,7 +157,9 @@ def test_evidence_is_carried_through_resampling():
     assert after.times(second[ancestors]).log_z == pytest.approx(expected)
 
 
-def test_the_evidence_estimate_is_unbiased():
+@pytest.mark.parametrize("power", [1.0, 0.4])
+@pytest.mark.parametrize("n", [4, 2, 7])
+def test_the_evidence_estimate_is_unbiased(power, n):
     """Mean of Z-hat over many runs of two multiplications with resampling between them."""
     generator = torch.Generator().manual_seed(2)
     estimates = []
@@ -160,7 +169,10 @@ def test_the_evidence_estimate_is_unbiased():
             Weights.uniform(4)
             .times(0.7 * x)
             .resample(
-                RESAMPLERS["systematic"], torch.rand(4, dtype=torch.float64, generator=generator)
+                RESAMPLERS["systematic"],
+                torch.rand(max(4, n), dtype=torch.float64, generator=generator),
+                n,
+                power,
             )
         )
         estimates.append(math.exp(weights.times(0.3 * x[ancestors]).log_z))
@@ -207,3 +219,16 @@ def test_all_weights_zero_is_an_error_that_says_what_to_do():
     one = torch.tensor([-math.inf, 0.0, -math.inf], dtype=torch.float64)
     ancestors, _ = Weights.uniform(3).times(one).resample(RESAMPLERS["ssp"], uniforms(3))
     assert ancestors.tolist() == [1, 1, 1]
+
+
+def test_the_part_of_a_weight_that_was_not_applied_is_carried():
+    weights = Weights.uniform(4).times(torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64))
+    ancestors, after = weights.resample(RESAMPLERS["systematic"], uniforms(4), power=0.25)
+    torch.testing.assert_close(after.log_w, 0.75 * weights.log_w[ancestors])
+
+
+@pytest.mark.parametrize("name", ["single", "greedy"])
+def test_one_lineage_survives(name):
+    ancestors = RESAMPLERS[name](normalised([1, 5, 2]), uniforms(3), 3)
+    assert len(set(ancestors.tolist())) == 1
+    assert name != "greedy" or ancestors[0] == 1

@@ -1,0 +1,129 @@
+"""What an intermediate state is worth: estimates of its soft value from rewards.
+
+The best potential of a state x_t is its soft value, log E[exp(lambda r(x_0)) | x_t] / lambda (Levine
+2018, 1805.00909). Any estimate of it leaves a particle search exact; a better one wastes fewer
+particles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from samplers.potentials import tilt
+from steering.cost import Cost
+from steering.prediction import Posterior
+from steering.requests import Denoise, Request, Rollout, Score
+from steering.search import Problem
+from steering.transitions import DDIM
+
+
+class Value(Protocol):
+    """Estimates what states are worth."""
+
+    def cost(self, step: int, steps: int, calls: int) -> Cost:
+        """Cost of one state at a step of a grid of ``steps``; ``calls`` reward calls a scored row."""
+
+    def __call__(
+        self, problem: Problem, posterior: Posterior, step: int
+    ) -> Generator[Request, Any, Tensor]:
+        """Values of denoised states, in units of the reward, float64 ``(n,)``.
+
+        Args:
+            problem: whose grid, model and reward.
+            posterior: what the denoiser said of the states, rows ``(n, *shape)``.
+            step: index in the grid at which they are.
+        """
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Reward of the predicted x_0: no denoiser call beyond the one that steps anyway."""
+
+    def cost(self, step: int, steps: int, calls: int) -> Cost:
+        return Cost(decodes=1, reward_calls=calls)
+
+    def __call__(
+        self, problem: Problem, posterior: Posterior, step: int
+    ) -> Generator[Request, Any, Tensor]:
+        scores = yield Score(posterior.x_0)
+        return scores.total
+
+
+@dataclass(frozen=True)
+class SoftValue:
+    """``log mean exp(lambda r) / lambda`` over sampled continuations (2501.06848, "many").
+
+    Attributes:
+        samples: continuations of each state, at least 1.
+        steps: transitions of each, on a coarse version of what is left of the grid.
+    """
+
+    samples: int = 4
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def path(self, step: int, steps: int) -> list[int]:
+        """Grid indices of a continuation: its start, a few between, the end."""
+        n = min(self.steps, steps - step)
+        return [step + round(j * (steps - step) / n) for j in range(n + 1)]
+
+    def cost(self, step: int, steps: int, calls: int) -> Cost:
+        nfe = len(self.path(step, steps)) - 2  # the first transition uses the posterior at hand
+        return self.samples * Cost(nfe=nfe, decodes=1, reward_calls=calls)
+
+    def __call__(
+        self, problem: Problem, posterior: Posterior, step: int
+    ) -> Generator[Request, Any, Tensor]:
+        m, grid = self.samples, problem.grid
+        n = len(posterior.x_0)
+        path = [grid[j] for j in self.path(step, grid.steps)]
+        first = step << 32  # a look's continuations share no numbers with another's
+        draws = range(first, first + n * m)
+        rows = torch.arange(n, device=posterior.x_0.device).repeat_interleave(m)
+        law = DDIM(1.0)(posterior[rows], path[0], path[1])
+        x = law.sample(problem.noise("lookahead", draws, 0)) if law.std > 0 else law.mean
+        if len(path) > 2:
+            x = yield Rollout(x, step + 1, DDIM(1.0), draws, path[1:], purpose="lookahead")
+        scores = yield Score(x)
+        return soft_value(scores.total.reshape(n, m), problem.lam)
+
+
+@dataclass(frozen=True)
+class Successor:
+    """Reward of the x_0 that is predicted one noise-free step ahead: one further denoiser call.
+
+    A particle search with it is an auxiliary particle filter (Pitt and Shephard 1999) with a look-ahead
+    of one step: our reading of the look-ahead modulation of entropic particle filtering (2510.05825),
+    whose formula could not be verified.
+    """
+
+    def cost(self, step: int, steps: int, calls: int) -> Cost:
+        return Cost(nfe=int(step + 1 < steps), decodes=1, reward_calls=calls)
+
+    def __call__(
+        self, problem: Problem, posterior: Posterior, step: int
+    ) -> Generator[Request, Any, Tensor]:
+        grid = problem.grid
+        guess = posterior.x_0
+        if step + 1 < grid.steps:
+            ahead = DDIM(0.0)(posterior, grid[step], grid[step + 1]).mean
+            guess = (yield Denoise(ahead, grid[step + 1])).x_0
+        scores = yield Score(guess)
+        return scores.total
+
+
+def soft_value(rewards: Tensor, lam: float) -> Tensor:
+    """Log mean exp(lambda r) / lambda over the last axis: ``(k, m)`` to ``(k,)``; the mean at 0."""
+    if lam == 0:
+        return rewards.mean(-1)
+    return (torch.logsumexp(tilt(rewards, lam), -1) - math.log(rewards.shape[-1])) / lam
