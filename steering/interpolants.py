@@ -67,6 +67,12 @@ class Interpolant(ABC):
         """Record of the noise level with this log-SNR."""
         return self.time(self.t_of(log_snr))
 
+    def nearest_t(self, log_snr: float) -> float:
+        """As :meth:`t_of`, but the end of [0, 1] where the path does not reach so far."""
+        if log_snr <= self.log_snr(1.0):
+            return 1.0
+        return 0.0 if log_snr >= self.log_snr(0.0) else self.t_of(log_snr)
+
     def scale_from(self, time: Time) -> float:
         """Factor that carries a state at ``time`` (any interpolant) to this one, at equal SNR."""
         ratio = time.sigma / time.alpha if time.alpha > 0 else math.inf

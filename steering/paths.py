@@ -58,7 +58,7 @@ class SamplingPath:
             ValueError: the path lies outside the grid's noise levels, or float arithmetic cannot tell
                 so many levels apart.
         """
-        start, end = self._t(grid[0].log_snr), self._t(grid[-1].log_snr)
+        start, end = (self.interpolant.nearest_t(grid[i].log_snr) for i in (0, -1))
         shares = [self._warped(1 - i / grid.steps) for i in range(1, grid.steps)]
         inner = [self._record(end + (start - end) * share, at) for share in shares]
         times = (grid[0], *inner, grid[-1])
@@ -68,12 +68,6 @@ class SamplingPath:
                 f"{grid[-1].log_snr} in {grid.steps} steps; choose a path that covers these levels"
             )
         return TimeGrid(times)
-
-    def _t(self, log_snr: float) -> float:
-        """The path's time at a noise level, at its own end where it does not reach."""
-        if log_snr <= self.interpolant.log_snr(1.0):
-            return 1.0
-        return 0.0 if log_snr >= self.interpolant.log_snr(0.0) else self.interpolant.t_of(log_snr)
 
     def _record(self, t: float, at: Callable[[float], Time]) -> Time:
         time = self.interpolant.time(t)
