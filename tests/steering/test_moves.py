@@ -1,11 +1,15 @@
 import pytest
 import torch
-from helpers import mixture
+from helpers import Custom, FunctionReward, jobs_for, mixture, outcome, run
 
+from steering.adapters import adapt
 from steering.cost import Usage
+from steering.flow_sde import FlowSDE
+from steering.glass import GLASS
 from steering.moves import move
+from steering.paths import SamplingPath
 from steering.prediction import Posterior
-from steering.requests import Rollout
+from steering.requests import Rollout, Score
 from steering.rollout import rollout
 from steering.search import Facts, Problem
 from steering.streams import Streams
@@ -84,3 +88,50 @@ def test_a_problem_without_a_model_knows_no_other_levels():
     with pytest.raises(ValueError, match="at=model"):
         problem(model).at(0.0)
     assert problem(model, at=model.at).at(0.0).log_snr == pytest.approx(0.0)
+
+
+def walker(transition, rows):
+    def body(problem):
+        draws = list(range(rows))
+        x_0 = yield Rollout(problem.initial(draws), solver=transition, draws=draws)
+        scores = yield Score(x_0)
+        return outcome(x_0, scores)
+
+    return body
+
+
+class Bent(Custom):
+    """A search of its own path."""
+
+    path = SamplingPath(warp="rbf")
+
+
+@pytest.mark.parametrize("kind", [Custom, Bent])
+@pytest.mark.parametrize("transition", [FlowSDE(), GLASS("ddpm", 3), GLASS(0.4, 2), Renoise()])
+def test_every_transition_walks_through_the_engine_and_every_call_counts(kind, transition):
+    _, model = mixture()
+    [result] = run(model, FunctionReward(), jobs_for(model, ["a"], kind(walker(transition, 4))))
+    assert result.usage.nfe == 4 * model.grid.steps * (1 + transition.inner_calls)
+    assert bool(result.outcome.x_0.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [Custom, Bent])
+def test_inner_calls_reach_a_pipeline_at_times_that_it_knows(shapes_flux, shapes_clip, kind):
+    call = {"num_inference_steps": 4, "true_cfg_scale": 2.0, "height": 64, "width": 64}
+    model = adapt(shapes_flux, call=call)
+    jobs = jobs_for(model, ["a red ring"], kind(walker(GLASS("ddpm", 2), 1)))
+    [result] = run(model, shapes_clip, jobs)
+    assert result.usage.nfe == 8
+    assert float(result.outcome.x_0.abs().max()) < 20
+
+
+def test_a_transition_goes_to_less_noise():
+    _, model = mixture()
+    x_0, eps = torch.randn(2, 5, 2)
+    for transition in (DDIM(), Renoise(), FlowSDE(), GLASS()):
+        step = move(
+            problem(model, at=model.at), transition, x_0, Posterior(x_0, eps),
+            model.grid[4], model.grid[3], lambda: eps,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="less noise"):
+            next(step)
