@@ -2,34 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import yaml
 
 from rewards import ShapesCLIP, ShapesVerifier
-from samplers import BestOfN, FKSteering
+from samplers import (
+    BFS,
+    SVDD,
+    BestOfN,
+    BootstrapSMC,
+    CoDe,
+    EntropicPF,
+    FKSteering,
+    TemperedSMC,
+)
+from samplers.rbf import RBF, VP_PATH
+from samplers.smc import SMC
 from steering.command.options import PipelineOptions, config_folder, device_of, load_pipeline
+from steering.flow_sde import FlowSDE
+from steering.glass import GLASS
 from steering.pipeline import SteeredPipeline
-from steering.search import Search
+from steering.search import BudgetTooSmall, Facts, Search
+from steering.transitions import DDIM, Transition
 
 MODELS = ("shapes-sd", "shapes-flux")
-FAMILIES = {"best-of": BestOfN, "fk": FKSteering}
 
 
-def search_named(name: str) -> Search:
-    """``base``, ``best-of-16``, ``fk-8``: a family and its number of candidates.
+def candidates(nfe: int, steps: int) -> int:
+    """Trajectories of ``steps`` denoiser calls that ``nfe`` calls pay for.
 
     Raises:
-        ValueError: an unknown name.
+        BudgetTooSmall: not one.
     """
+    if nfe < steps:
+        raise BudgetTooSmall(f"{nfe} denoiser calls pay for no trajectory of {steps} steps")
+    return nfe // steps
+
+
+def best_of(nfe: int, steps: int, solver: Transition | str = "scheduler") -> Search:
+    """Best of N by the pipeline's own scheduler, or by a transition; all candidates at once."""
+    n = candidates(nfe, steps)
+    return BestOfN(n, solver=solver, in_flight=n)  # type: ignore[arg-type]
+
+
+def particles(kind: type[SMC], **settings: Any) -> Callable[[int, int], Search]:
+    """A particle search with the settings of its paper, and as many particles as the budget pays."""
+    return lambda nfe, steps: kind(particles=candidates(nfe, steps), returns="best", **settings)
+
+
+def code(nfe: int, steps: int) -> Search:
+    """CoDe with its 4 children a lineage, and as many lineages as the budget pays for."""
+    k = candidates(nfe, steps)
+    return CoDe(particles=k, islands=max(k // 4, 1), returns="best")
+
+
+def glass(nfe: int, steps: int) -> Search:
+    """RBF along GLASS with its 4 inner steps, or 2 where 4 leave no child a step."""
+    search = RBF(nfe=nfe, transition=GLASS(), path=None)
+    try:
+        search.plan(Facts(steps, steps))
+    except BudgetTooSmall:
+        return RBF(nfe=nfe, transition=GLASS(inner=2), path=None)
+    return search
+
+
+#: Searches by family, made for a number of denoiser calls a prompt on a grid of so many steps. What
+#: the calls do not fill is left: the counted NFE are what was spent. A further one is one more entry.
+FAMILIES: dict[str, Callable[[int, int], Search]] = {
+    "base": lambda nfe, steps: BestOfN(1),
+    "best-of-n": best_of,
+    "best-of-n-sde": lambda nfe, steps: best_of(nfe, steps, DDIM(1.0)),
+    "fk": particles(FKSteering),
+    "smc": particles(BootstrapSMC),
+    "tempered": particles(TemperedSMC),
+    "entropic": particles(EntropicPF),
+    "bfs": particles(BFS),
+    "svdd": particles(SVDD),
+    "code": code,
+    "rbf": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=None),
+    "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
+    "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),
+    "rbf-glass": glass,
+}
+#: For rectified flows only: on a diffusion model they are ``rbf``, or a detour.
+FLOW_ONLY = ("rbf-sde", "rbf-vp", "rbf-glass")
+#: Names with a number of candidates in place of a budget, ``best-of-16``.
+COUNTED = {"best-of": "best-of-n", "fk": "fk"}
+
+
+def samplers_of(model: str, asked: list[str] | None = None) -> list[str]:
+    """The samplers to compare on a model: all that suit it, or those of the asked that do."""
+    flow = model == "shapes-flux"
+    named = asked or [name for name in FAMILIES if not (flow and name == "rbf")]
+    return [name for name in named if flow or name not in FLOW_ONLY]
+
+
+def own_budget(name: str, steps: int) -> int | None:
+    """Denoiser calls of a name that says its own number of candidates; None for a family."""
     if name == "base":
-        return BestOfN(1)
+        return steps
     family, _, count = name.rpartition("-")
-    if family not in FAMILIES or not count.isdigit():
-        known = ", ".join(f"{f}-N" for f in FAMILIES)
-        raise ValueError(f"unknown sampler {name!r}; known are base, {known}")
-    return FAMILIES[family](int(count))
+    return int(count) * steps if family in COUNTED and count.isdigit() else None
+
+
+def search_named(name: str, nfe: int | None = None, steps: int = 1) -> Search:
+    """A family's search for a budget, or one that says its own number, as ``fk-8`` does.
+
+    Args:
+        name: of :data:`FAMILIES`, or ``best-of-N`` or ``fk-N``.
+        nfe: denoiser calls a prompt; ignored where the name says the number of candidates.
+        steps: of the grid.
+
+    Raises:
+        ValueError: an unknown name, or a family without a budget.
+        BudgetTooSmall: the budget pays for no candidate.
+    """
+    own = own_budget(name, steps)
+    if own is not None:
+        return FAMILIES[COUNTED.get(name.rpartition("-")[0], name)](own, steps)
+    if name not in FAMILIES:
+        known = ", ".join([*FAMILIES, *(f"{f}-N" for f in COUNTED)])
+        raise ValueError(f"unknown sampler {name!r}; known are {known}")
+    if nfe is None:
+        raise ValueError(f"sampler {name!r} needs a number of denoiser calls")
+    return FAMILIES[name](nfe, steps)
 
 
 def options_of(model: str, device: str) -> PipelineOptions:

@@ -1,123 +1,266 @@
-"""Compares searches on the embedded models: searched reward and verified accuracy against cost.
+"""Compares searches on the embedded models: searched reward, verified accuracy, diversity and cost.
 
-A cell is a model, a prompt set, a sampler and a number of prompts and seeds; its costs are means a
-prompt. The interval of the accuracy is a bootstrap over prompts, since the seeds of one prompt are not
-independent of each other.
+A cell is a model, a sampler, a budget of denoiser calls and a chunk of prompts with all their seeds,
+which run together, so that calls are full. A file that holds some cells is gone on with, whatever the
+chunks were; --minutes ends before a cell that would not fit. ``python scripts/results_page.py`` makes
+tables and plots of the files.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import ArgumentParser
-from scipy import stats
 from tqdm import tqdm
 
-from benchmarks.common import Results
-from benchmarks.embedded import MODELS, options_of, search_named, steered, synchronise
+from benchmarks.common import describe
+from benchmarks.embedded import (
+    MODELS,
+    options_of,
+    own_budget,
+    samplers_of,
+    search_named,
+    steered,
+)
+from benchmarks.shapes_cells import Rows, measure, summarise, warm_up
+from samplers import BestOfN
 from steering import shapes
 from steering.command.options import device_of
-from steering.live import JobResult
+from steering.cost import Budget
+from steering.pipeline import SteeredPipeline
+from steering.search import BudgetTooSmall, Facts
+from steering.streams import prompt_keys
 from steering.strength import Strength
 
-DEFAULT = ["base", "best-of-4", "best-of-16", "fk-4", "fk-16"]
+QUICK = ["base", "best-of-n", "fk"]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--json", type=Path, required=True, help="result file, kept and extended")
-    parser.add_argument("--samplers", nargs="+", default=DEFAULT, help="base, best-of-N, fk-N")
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="files to take rows from")
+    parser.add_argument("--samplers", nargs="*", default=None, help="families, best-of-N, fk-N")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--nfe", nargs="+", type=int, default=[100, 250, 500], help="a prompt")
+    parser.add_argument(
+        "--equal_seconds", default=None, help="SAMPLER:NFE whose time all others get, too"
+    )
     parser.add_argument("--prompt_set", choices=["easy", "hard"], default="hard")
     parser.add_argument("--prompts", type=int, default=128, help="the first of the set")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--chunk", type=int, default=64, help="prompts of a cell")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no cell beyond them")
     parser.add_argument("--strength", type=float, default=4.0, help="in spreads of the reward")
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--quick", action="store_true", help="4 prompts, 1 seed, 4 candidates at most"
+        "--quick", action="store_true", help=f"2 prompts, 2 seeds, 50 calls: {', '.join(QUICK)}"
     )
 
 
 def run(options: Any) -> None:
-    """Run every cell that the result file lacks."""
-    prompts, seeds, samplers = options.prompts, options.seeds, options.samplers
-    if options.quick:
-        prompts, seeds = 4, 1
-        samplers = [s for s in samplers if s in ("base", "best-of-4", "fk-4")]
-    texts = shapes.prompts(options.prompt_set)[:prompts]
-    for model in options.models:
-        pipeline = options_of(model, options.device)
-        device = device_of(pipeline)
-        results = Results(Path(options.json), device=device, seed=0)
-        door = None
-        for name in samplers:
-            cell = {
-                "model": model,
-                "prompt_set": options.prompt_set,
-                "sampler": name,
-                "strength": options.strength,
-                "prompts": len(texts),
-                "seeds": seeds,
-            }
-            if results.has(cell):
-                continue
-            door = door or steered(pipeline, search_named(name), 0, batch_size=options.batch_size)
-            door.sampler, door.strength = search_named(name), Strength(options.strength)
-            found, seconds = [], 0.0
-            for seed in tqdm(range(seeds), f"{model} {name}", leave=False):
-                door.seed = seed
-                start = time.perf_counter()
-                prepared = door.prepare(texts, **pipeline.call)
-                found.append(prepared.report(list(prepared.results())).results)
-                synchronise(device)
-                seconds += time.perf_counter() - start
-            results.add(cell | summarise(found, seconds))
-
-
-def summarise(found: list[list[JobResult]], seconds: float) -> dict[str, Any]:
-    """Means over prompts and seeds, and the accuracy's 95 % interval.
-
-    Args:
-        found: results of each seed, in the order of the prompts.
-        seconds: wall-clock seconds of all.
+    """Run every cell that the result file lacks, as time allows.
 
     Raises:
-        SearchFailed: a search failed.
+        ValueError: an unknown sampler, a reference that is none, or files that are no results.
     """
-    for result in (r for seed in found for r in seed):
-        if result.error is not None:
-            raise result.error
-    flat = [r for seed in found for r in seed]
-    accuracy = np.array([[r.held_out["accuracy"][0] for r in seed] for seed in found])
-    low, high = interval(accuracy.mean(0))
-    return {
-        "nfe": float(np.mean([r.usage.nfe for r in flat])),
-        "decodes": float(np.mean([r.usage.decodes for r in flat])),
-        "reward_calls": float(np.mean([r.usage.reward_calls for r in flat])),
-        "seconds": seconds / len(flat),
-        "reward": float(np.mean([_reward(r) for r in flat])),
-        "accuracy": float(accuracy.mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-    }
+    start = time.perf_counter()
+    bench = Bench(options)
+    if options.samplers == []:
+        return  # only merged
+    left = list(bench.cells(options.nfe))
+    done = bench.work(left, start, "equal NFE")
+    if options.equal_seconds and done:
+        bench.work(list(bench.timed_cells()), start, "equal seconds")
 
 
-def interval(by_prompt: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean over prompts, by bootstrap; Wilson's where all prompts agree."""
-    if len(np.unique(by_prompt)) > 1:
-        found = stats.bootstrap(
-            (by_prompt,), np.mean, method="percentile", rng=np.random.default_rng(0)
-        ).confidence_interval
-        return float(found.low), float(found.high)
-    wins = round(float(by_prompt.sum()))
-    wilson = stats.binomtest(wins, len(by_prompt)).proportion_ci(method="wilson")
-    return float(wilson.low), float(wilson.high)
+@dataclass(frozen=True)
+class Cell:
+    """What decides a cell's figures; ``equal_seconds`` names the cell whose time it was given."""
+
+    model: str
+    sampler: str
+    budget: int
+    first: int
+    prompts: int
+    seeds: int
+    strength: float
+    prompt_set: str
+    equal_seconds: str | None = None
 
 
-def _reward(result: JobResult) -> float:
-    assert result.outcome is not None
-    return float(result.outcome.scores.total[result.outcome.chosen[0]])
+class Bench:
+    """The cells that were asked for, and the models they run on.
+
+    Args:
+        options: of the command.
+    """
+
+    def __init__(self, options: Any) -> None:
+        if options.quick:
+            options.prompts, options.seeds, options.nfe = 2, 2, [50]
+            options.samplers = options.samplers or QUICK
+        self.options = options
+        self.texts = shapes.prompts(options.prompt_set)[: options.prompts]
+        self.keys = prompt_keys(self.texts)
+        self.pipelines = {m: options_of(m, options.device) for m in options.models}
+        device = device_of(next(iter(self.pipelines.values())))
+        self.samplers = {m: samplers_of(m, options.samplers) for m in options.models}
+        self.doors: dict[str, SteeredPipeline] = {}
+        self.reference = _reference(options.equal_seconds)
+        for model, names in self.samplers.items():
+            for name in names:
+                search_named(name, 10**6, self._steps(model))
+        self.rows = Rows(options.json, device=device, seed=0)
+        self.rows.take(options.merge)
+        self.where = {"device": describe(device), "batch_size": options.batch_size}
+
+    def cells(self, budgets: Iterable[int]) -> Iterator[Cell]:
+        """What the file lacks of the comparison at equal NFE; a chunk of prompts after another."""
+        for block in self._blocks():
+            for model, names in self.samplers.items():
+                steps = self._steps(model)
+                own = [(name, b) for name in names if (b := own_budget(name, steps))]
+                shared = [n for n in names if own_budget(n, steps) is None]
+                for name, budget in own + [(n, b) for b in budgets for n in shared]:
+                    yield from self._pending(block, model, name, budget)
+
+    def timed_cells(self) -> Iterator[Cell]:
+        """What the file lacks of the comparison at equal seconds; needs the other one."""
+        assert self.reference is not None
+        name, nfe = self.reference
+        told = f"{name}:{nfe}"
+        budgets: dict[tuple[str, str], int] = {}
+        for model, names in self.samplers.items():
+            seconds, _ = self._speed(model, name, nfe)
+            if seconds is None:
+                raise ValueError(f"equal_seconds={told}: run {name} at {nfe} NFE on {model}, too")
+            for other in names:
+                if own_budget(other, self._steps(model)) is None and other != name:
+                    budget = self._afforded(model, other, seconds, nfe, told)
+                    if budget is not None:
+                        budgets[model, other] = budget
+        for block in self._blocks():
+            for (model, other), budget in budgets.items():
+                yield from self._pending(block, model, other, budget, told)
+
+    def work(self, cells: list[Cell], start: float, label: str) -> bool:
+        """Run cells until they or the minutes end; returns whether all were run."""
+        for i, cell in enumerate(tqdm(cells, label)):
+            spent = time.perf_counter() - start
+            if self.options.minutes and spent + self._estimate(cell) > 60 * self.options.minutes:
+                tqdm.write(f"{len(cells) - i} cells left; run again to go on")
+                return False
+            self._run(cell)
+        return True
+
+    def _run(self, cell: Cell) -> None:
+        door, pipeline = self._door(cell.model), self.pipelines[cell.model]
+        door.sampler = search_named(cell.sampler, cell.budget, self._steps(cell.model))
+        door.strength, door.budget = Strength(cell.strength), Budget(nfe=cell.budget)
+        rows = slice(cell.first, cell.first + cell.prompts)
+        texts, keys = self.texts[rows], self.keys[rows]
+        found, seconds = measure(door, pipeline.call, texts, keys, cell.seeds)
+        self.rows.add(asdict(cell) | self.where | summarise(door, found, seconds))
+
+    def _door(self, model: str) -> SteeredPipeline:
+        if model not in self.doors:
+            pipeline, size = self.pipelines[model], self.options.batch_size
+            door = self.doors[model] = steered(pipeline, BestOfN(1), 0, batch_size=size)
+            warm_up(door, pipeline.call, self.texts[: self.options.chunk], self.options.seeds)
+        return self.doors[model]
+
+    def _pending(
+        self, block: range, model: str, name: str, budget: int, told: str | None = None
+    ) -> Iterator[Cell]:
+        """Cells of the prompts of a block that no row covers."""
+        o, steps = self.options, self._steps(model)
+        cell = Cell(model, name, budget, 0, 0, o.seeds, o.strength, o.prompt_set, told)
+        try:
+            search = search_named(name, budget, steps)
+            search.plan(Facts(steps, steps, budget=Budget(nfe=budget)))
+        except BudgetTooSmall as error:
+            if block.start == 0:
+                tqdm.write(f"{model} {name} left out at {budget} NFE: {error}")
+            return
+        have = self.rows.prompts_of(cell)
+        for first, count in runs([i for i in block if i not in have]):
+            yield replace(cell, first=first, prompts=count)
+
+    def _blocks(self) -> list[range]:
+        n, chunk = len(self.texts), self.options.chunk
+        return [range(first, min(first + chunk, n)) for first in range(0, n, chunk)]
+
+    def _steps(self, model: str) -> int:
+        return int(self.pipelines[model].call["num_inference_steps"])
+
+    def _rows(self, model: str, name: str | None = None) -> list[dict[str, Any]]:
+        """Measured here at equal NFE."""
+        return [
+            row
+            for row in self.rows.rows
+            if row["model"] == model
+            and row["device"] == self.where["device"]
+            and row["batch_size"] == self.where["batch_size"]
+            and row["equal_seconds"] is None
+            and name in (None, row["sampler"])
+        ]
+
+    def _speed(self, model: str, name: str, nfe: int) -> tuple[float | None, float | None]:
+        """Seconds a search at the measured budget nearest to one, and denoiser calls a second."""
+        rows = self._rows(model, name)
+        if not rows:
+            return None, None
+        budget = min((row["budget"] for row in rows), key=lambda b: abs(b - nfe))
+        rows = [row for row in rows if row["budget"] == budget]
+        searches = [row["prompts"] * row["seeds"] for row in rows]
+        seconds = sum(row["seconds"] * n for row, n in zip(rows, searches, strict=True))
+        calls = sum(row["nfe"] * n for row, n in zip(rows, searches, strict=True))
+        return seconds / sum(searches), calls / seconds
+
+    def _afforded(self, model: str, name: str, seconds: float, nfe: int, told: str) -> int | None:
+        """Denoiser calls, in whole trajectories, that a search makes in the reference's time."""
+        for row in self.rows.rows:  # decided once, so that all chunks agree
+            if (row["model"], row["sampler"], row["equal_seconds"]) == (model, name, told):
+                return row["budget"]
+        _, speed = self._speed(model, name, nfe)
+        if speed is None:
+            return None
+        steps = self._steps(model)
+        return max(round(seconds * speed / steps), 1) * steps
+
+    def _estimate(self, cell: Cell) -> float:
+        """Seconds that a cell will take, from those that ran here; 0 if none did."""
+        _, speed = self._speed(cell.model, cell.sampler, cell.budget)
+        if speed is None:
+            known = {row["sampler"] for row in self._rows(cell.model)}
+            speeds = [self._speed(cell.model, name, cell.budget)[1] for name in known]
+            speed = min((s for s in speeds if s is not None), default=None)
+        return 0.0 if speed is None else 1.2 * cell.budget * cell.prompts * cell.seeds / speed
+
+
+def runs(indices: list[int]) -> Iterator[tuple[int, int]]:
+    """First and length of each run of consecutive numbers."""
+    first = 0
+    for i in range(1, len(indices) + 1):
+        if i == len(indices) or indices[i] != indices[i - 1] + 1:
+            yield indices[first], i - first
+            first = i
+
+
+def _reference(told: str | None) -> tuple[str, int] | None:
+    """``best-of-n:250`` as a name and a number.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    if told is None:
+        return None
+    name, _, nfe = told.partition(":")
+    if not name or not nfe.isdigit():
+        raise ValueError(f"equal_seconds must be SAMPLER:NFE such as best-of-n:250, got {told!r}")
+    return name, int(nfe)

@@ -1,0 +1,101 @@
+"""Curves of the comparison on the embedded models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+from benchmarks.report import Entry, interval
+from benchmarks.report_tables import REFERENCE
+
+MARKERS = "osD^v<>PX*ph"
+
+
+def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
+    """Accuracy and reward against NFE and against seconds, a row of panels a setting.
+
+    The band is the 95 % interval of best of N; the dotted line the unsteered model.
+
+    Args:
+        entries: of one or more settings; those at equal seconds are left out.
+        path: PNG to write.
+    """
+    plain = [e for e in entries if e.equal_seconds is None]
+    settings = list(dict.fromkeys(e.setting for e in plain))
+    names = list(dict.fromkeys(e.sampler for e in plain if e.sampler != "base"))
+    styles = {
+        name: (plt.get_cmap("tab20")(_colour(i)), MARKERS[i % 12]) for i, name in enumerate(names)
+    }
+    figure, axes = plt.subplots(
+        len(settings), 4, figsize=(15, 3.5 * len(settings) + 0.9), squeeze=False
+    )
+    for line, setting in zip(axes, settings, strict=True):
+        own = [e for e in plain if e.setting == setting]
+        panels = [(m, by) for by in ("nfe", "seconds") for m in ("accuracy", "reward")]
+        for axis, (measure, by) in zip(line, panels, strict=True):
+            _panel(axis, own, measure, by, styles)
+            axis.set_title(f"{setting.model}: {measure}", fontsize=10)
+    handles = {}
+    for axis in axes.flat:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    rows = -(-len(handles) // 7)
+    figure.legend(
+        handles.values(), handles.keys(), loc="lower center", ncol=7, fontsize=9, frameon=False
+    )
+    figure.tight_layout(rect=(0, (0.1 + 0.25 * rows) / figure.get_figheight(), 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _colour(i: int) -> int:
+    """Dark colours of the paired map first."""
+    return 2 * i if i < 10 else 2 * (i - 10) + 1
+
+
+def _panel(axis: Any, entries: Sequence[Entry], measure: str, by: str, styles: Any) -> None:
+    def at(entry: Entry) -> float:
+        return entry.seconds if by == "seconds" else entry.mean("nfe")
+
+    for entry in entries:
+        if entry.sampler == "base":
+            axis.axhline(entry.mean(measure), color="gray", linestyle=":", label="base")
+    for name, (colour, marker) in styles.items():
+        own = sorted((e for e in entries if e.sampler == name), key=at)
+        if not own:
+            continue
+        x, y = [at(e) for e in own], [e.mean(measure) for e in own]
+        thick = name == REFERENCE
+        axis.plot(
+            x,
+            y,
+            color="black" if thick else colour,
+            marker=marker,
+            markersize=5,
+            linewidth=2.2 if thick else 1.3,
+            label=name,
+            zorder=3 if thick else 2,
+        )
+        if thick:
+            ends = [interval(e.values[measure]) for e in own]
+            axis.fill_between(x, *zip(*ends, strict=True), color="black", alpha=0.1, linewidth=0)
+    axis.set(
+        xscale="log",
+        xlabel="denoiser calls a prompt (NFE)" if by == "nfe" else "seconds a prompt",
+    )
+    if by == "nfe":
+        axis.set_xticks(sorted({e.budget for e in entries if e.sampler != "base"}))
+    else:
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
