@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from samplers.initial import InitialNoise, together
 from steering.cost import Cost
 from steering.model import Stage
 from steering.requests import Request, Rollout, Score, Scores
@@ -65,6 +66,7 @@ class BestOfN(Search):
         n: number of candidates.
         solver: ``"scheduler"`` is the pipeline's own; a transition walks the time grid.
         in_flight: candidates carried at once, which bounds memory.
+        start: chooses the initial noises; None draws them afresh.
         returns: ``"best"``, or ``"all"`` candidates, best first.
         state: an earlier search of the same prompt and seed to go on from, or None.
     """
@@ -72,6 +74,7 @@ class BestOfN(Search):
     n: int = 4
     solver: Transition | Literal["scheduler"] = "scheduler"
     in_flight: int = 16
+    start: InitialNoise | None = None
     returns: Literal["best", "all"] = "best"
     state: BestOfNState | None = None
 
@@ -83,24 +86,44 @@ class BestOfN(Search):
             raise ValueError(f"returns must be 'best' or 'all', got {self.returns!r}")
         if self.state is not None and self.returns == "all":
             raise ValueError("a resumed search kept only its best candidate; use returns='best'")
+        if self.state is not None and self.start is not None:
+            raise ValueError(
+                "a resumed search goes on with fresh noises, which a start would choose otherwise; use "
+                "start=None"
+            )
 
     @property
     def needs(self) -> Needs:
-        """Nothing beyond a denoiser."""
-        return Needs()
+        """Nothing beyond a denoiser, and what its start needs."""
+        return together(Needs(), self.start)
 
     def plan(self, facts: Facts) -> Plan:
         """As many candidates as the budget allows, ``n`` at most."""
-        calls = facts.scheduler_calls if self.solver == "scheduler" else facts.steps
-        one = Cost(nfe=calls, decodes=1, reward_calls=facts.calls_per_row)
+        one = self._one(facts)
         done = 0 if self.state is None else len(self.state.totals)
-        n = int(min(self.n - done, facts.budget.times(one)))
+        if self.start is None:
+            n = int(min(self.n - done, facts.budget.times(one)))
+        else:
+            costs = ((n, self._begin(facts, n) + n * one) for n in range(self.n, 0, -1))
+            n = next((n for n, cost in costs if facts.budget.exceeded_by(cost) is None), 0)
+        minimum = one + self._begin(facts, 1)
         if n < 1 and not done:
             raise BudgetTooSmall(
-                f"one candidate costs {one}, more than the budget {facts.budget} allows"
+                f"one candidate costs {minimum}, more than the budget {facts.budget} allows"
             )
         n = max(n, 0)
-        return Plan(n * one, one, min(n, self.in_flight), settings={"n": done + n})
+        cost = n * one + self._begin(facts, n)
+        return Plan(cost, minimum, min(n, self.in_flight), settings={"n": done + n})
+
+    def _one(self, facts: Facts) -> Cost:
+        """Cost of one candidate, rolled out and scored."""
+        inner = 0 if self.solver == "scheduler" else self.solver.inner_calls
+        calls = facts.scheduler_calls if self.solver == "scheduler" else facts.steps
+        return Cost(nfe=calls * (1 + inner), decodes=1, reward_calls=facts.calls_per_row)
+
+    def _begin(self, facts: Facts, n: int) -> Cost:
+        """Cost of choosing ``n`` initial noises."""
+        return Cost() if self.start is None else self.start.cost(facts, n)
 
     def _first(self, problem: Problem) -> int:
         """Candidates of the first turn: one where time counts and nothing is known of it yet."""
@@ -108,19 +131,25 @@ class BestOfN(Search):
 
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         """Roll out and score, some candidates at a time."""
-        plan = self.plan(problem.facts)
+        plan, one = self.plan(problem.facts), self._one(problem.facts)
         kept = [] if self.state is None else [_earlier(self.state, problem)]
         totals = [] if self.state is None else [self.state.totals]
         first, last = sum(len(t) for t in totals), plan.settings["n"]
-        complete = True
+        complete, started = True, None
         problem.trace.record(candidates=last)
+        if self.start is not None:
+            started = yield from self.start(problem, last)
         while first < last:
-            room = _room(problem, plan.minimum, self.in_flight) if first else self._first(problem)
+            room = _room(problem, one, self.in_flight) if first else self._first(problem)
             if kept and room < 1:
                 complete = False
                 break
             draws = range(first, min(first + room, last))
-            x_0 = yield Rollout(problem.initial(draws), 0, self.solver, draws)
+            if started is None:
+                x_t, ids = problem.initial(draws), list(draws)
+            else:
+                x_t, ids = started.x_t[first : draws.stop], started.draws[first : draws.stop]
+            x_0 = yield Rollout(x_t, 0, self.solver, ids)
             scores = yield Score(x_0, Stage.FINAL)
             totals.append(scores.total)
             kept.append((x_0, scores) if self.returns == "all" else _best(x_0, scores))
