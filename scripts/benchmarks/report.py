@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Setting:
     strength: float
     seeds: int
     device: str
+    batch_size: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +80,7 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Join the chunks; a prompt that two rows hold counts once, from the first."""
     parts: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        setting = Setting(
-            row["model"], row["prompt_set"], row["strength"], row["seeds"], row["device"]
-        )
+        setting = Setting(**{f.name: row[f.name] for f in fields(Setting)})
         key = (setting, row["sampler"], row["budget"], row["equal_seconds"])
         parts.setdefault(key, []).append(row)
     return [_joined(key, chunks) for key, chunks in parts.items()]

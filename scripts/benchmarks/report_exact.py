@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.report_tables import number, spread, table
+from steering.tilted import PROBLEMS
 
 Row = Mapping[str, Any]
 
@@ -37,7 +38,11 @@ def _by_problem(
     best: Mapping[tuple[str, int, str], Row], k: int, cell: Callable[[Row], str]
 ) -> str:
     """Samplers down, problems across."""
-    problems = list(dict.fromkeys(p for _, _, p in best))
+    known = list(PROBLEMS)
+    problems = sorted(
+        dict.fromkeys(p for _, _, p in best),
+        key=lambda p: known.index(p) if p in known else len(known),
+    )
     samplers = list(dict.fromkeys(s for s, own, _ in best if own == k))
     lines = []
     for sampler in samplers:

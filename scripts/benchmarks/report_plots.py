@@ -17,6 +17,12 @@ from benchmarks.report import Entry, interval
 from benchmarks.report_tables import REFERENCE
 
 MARKERS = "osD^v<>PX*ph"
+COLOURS = [plt.get_cmap("tab10")(i) for i in range(10)] + [
+    "#003f5c",
+    "#b8860b",
+    "#5b0060",
+    "#00a36c",
+]
 
 
 def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
@@ -32,7 +38,7 @@ def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
     settings = list(dict.fromkeys(e.setting for e in plain))
     names = list(dict.fromkeys(e.sampler for e in plain if e.sampler != "base"))
     styles = {
-        name: (plt.get_cmap("tab20")(_colour(i)), MARKERS[i % 12]) for i, name in enumerate(names)
+        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
     }
     figure, axes = plt.subplots(
         len(settings), 4, figsize=(15, 3.5 * len(settings) + 0.9), squeeze=False
@@ -54,11 +60,6 @@ def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _colour(i: int) -> int:
-    """Dark colours of the paired map first."""
-    return 2 * i if i < 10 else 2 * (i - 10) + 1
 
 
 def _panel(axis: Any, entries: Sequence[Entry], measure: str, by: str, styles: Any) -> None:

@@ -30,7 +30,7 @@ def number(value: float, digits: int) -> str:
     """A number of so many digits behind the point, without the nought before it; a dash for NaN."""
     if math.isnan(value):
         return "-"
-    text = f"{value:.{digits}f}"
+    text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before nought
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
@@ -64,7 +64,7 @@ def shapes_sections(entries: Sequence[Entry]) -> str:
 def _title(setting: Setting) -> str:
     return (
         f"{setting.model}, {setting.prompt_set} prompts, strength {setting.strength:g}, "
-        f"{setting.device}"
+        f"{setting.device}, {setting.batch_size or 'default'} rows a call"
     )
 
 

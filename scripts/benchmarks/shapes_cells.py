@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from benchmarks.common import Results
 from benchmarks.embedded import synchronise
-from benchmarks.report import interval
+from benchmarks.report import interval, read
 from samplers import BestOfN
 from steering.cost import Budget
 from steering.files import write_atomically
@@ -30,14 +30,21 @@ KEY = ("model", "sampler", "budget", "seeds", "strength", "prompt_set", "equal_s
 
 
 class Rows(Results):
-    """Rows in one JSON file, a line each; those of an earlier form of the benchmark are refused."""
+    """Rows in one JSON file, a line each; those of an earlier form of the benchmark are refused.
+
+    Its meta says where and how the last row was made, not where files were merged.
+    """
 
     def __init__(self, path: Path, *, device: torch.device | str, seed: int) -> None:
         super().__init__(path, device=device, seed=seed)
         _check(self.rows, path)
+        self._here = self.meta
+        if path.exists():
+            self.meta = read(path)["meta"]
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row and save."""
+        self.meta = self._here
         self.rows.append(dict(row))
         self.save()
 
@@ -51,7 +58,10 @@ class Rows(Results):
         for path in paths:
             if not path.exists():
                 raise ValueError(f"there is no {path} to merge")
-            for row in Rows(path, device="cpu", seed=0).rows:
+            other = Rows(path, device="cpu", seed=0)
+            if not self.rows:
+                self.meta = other.meta
+            for row in other.rows:
                 if not self.prompts_of(row) >= _prompts(row):
                     self.rows.append(row)
         if paths:

@@ -193,6 +193,8 @@ def test_files_are_merged_each_prompt_once(bench, tmp_path):
     bench(both, "--samplers", "--merge", str(a), str(b))
     rows = json.loads(both.read_text())["rows"]
     assert [(r["first"], r["prompts"]) for r in rows] == [(0, 2), (2, 2)]
+    meta = [json.loads(file.read_text())["meta"] for file in (a, both)]
+    assert meta[0] == meta[1], "where rows were made, not where they were merged"
     assert bench(both, *words, "--prompts", "4") == []
     with pytest.raises(ValueError, match="there is no"):
         bench(both, "--samplers", "--merge", str(tmp_path / "missing.json"))
@@ -336,7 +338,10 @@ def test_the_page_shows_every_table_and_the_discussion(folder):
     script.write(folder, page)
     text = page.read_text()
     assert "What it means." in text
-    assert "### shapes-sd, hard prompts, strength 4, a device: 250 denoiser calls a prompt" in text
+    assert (
+        "### shapes-sd, hard prompts, strength 4, a device, default rows a call: 250 denoiser "
+        "calls a prompt" in text
+    )
     assert "the seconds of best-of-n:250" in text
     assert "| `svdd` | 125 | .50 |" in text, "given half the calls, it took half the time"
     assert "| `smc-ess` | .023 ± .003 |" in text, "of one cell the larger run counts"
