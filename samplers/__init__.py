@@ -2,8 +2,10 @@
 
 from samplers.best_of_n import BestOfN, BestOfNState
 from samplers.fk import FKSteering
+from samplers.gibbs import ParticleGibbs, RetainedPath
 from samplers.guidance import Gradient
 from samplers.initial import InitialNoise, Prior, Resampled, TopB
+from samplers.metropolis import Metropolis
 from samplers.pcnl import PCNL
 from samplers.presets import (
     BFS,
@@ -17,6 +19,7 @@ from samplers.presets import (
     IslandSMC,
     TemperedSMC,
 )
+from samplers.rbf import RBF
 from samplers.smc import SMC
 from samplers.temperature import Adaptive, Constant, Exponential, Signal
 from samplers.values import Predicted, SoftValue, Successor
@@ -25,6 +28,7 @@ __all__ = [
     "BFS",
     "DAS",
     "PCNL",
+    "RBF",
     "SMC",
     "SVDD",
     "TDS",
@@ -41,9 +45,12 @@ __all__ = [
     "Gradient",
     "InitialNoise",
     "IslandSMC",
+    "Metropolis",
+    "ParticleGibbs",
     "Predicted",
     "Prior",
     "Resampled",
+    "RetainedPath",
     "Signal",
     "SoftValue",
     "Successor",
