@@ -24,7 +24,8 @@ class Cloud:
         slots: draw ids of the particles' places, ``k`` of them; a place keeps its id for good.
         posterior: what the denoiser said of the states; None before it was asked.
         gradient: d reward / d x_t of each particle ``(k, *shape)``, where a proposal uses it.
-        past: intermediate rewards along each particle's lineage, by trace record.
+        past: intermediate rewards along each particle's lineage, a column a look, float64 ``(k, m)``.
+        records: trace record of each look, ``m`` of them.
         lam: lambda that was applied last.
         pull: lambda by which a gradient proposal leads to the next step.
     """
@@ -36,7 +37,8 @@ class Cloud:
     slots: tuple[int, ...]
     posterior: Posterior | None = None
     gradient: Tensor | None = None
-    past: dict[int, Tensor] = field(default_factory=dict)
+    past: Tensor = field(default_factory=lambda: torch.empty(0))
+    records: tuple[int, ...] = ()
     lam: float = 0.0
     pull: float = 0.0
 
@@ -67,8 +69,14 @@ class Cloud:
             slots=self.slots[: len(rows)],
             posterior=None if self.posterior is None else self.posterior[on_device],
             gradient=None if self.gradient is None else self.gradient[on_device],
-            past={record: rewards[rows] for record, rewards in self.past.items()},
+            past=self.past[rows] if self.records else self.past,
         )
+
+    def looked(self, reward: Tensor, record: int) -> Cloud:
+        """The cloud, with the rewards of a look remembered."""
+        column = reward[:, None]
+        past = torch.cat([self.past, column], 1) if self.records else column
+        return replace(self, past=past, records=(*self.records, record))
 
     def resample(
         self, resampler: Resampler, uniforms: Tensor, children: int, power: float = 1.0

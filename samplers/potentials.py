@@ -61,8 +61,11 @@ def tilt(reward: Tensor, lam: float) -> Tensor:
     Raises:
         ValueError: the product overflows; it names lambda and the reward.
     """
+    product = lam * reward
+    if bool(torch.isfinite(product).all()):
+        return product
     impossible = torch.isneginf(reward)
-    product = torch.where(impossible, reward, lam * reward)
+    product = torch.where(impossible, reward, product)
     if bool((torch.isinf(product) & ~impossible).any()):
         largest = float(reward[~impossible].abs().max())
         raise ValueError(

@@ -307,10 +307,9 @@ class SMC(Search):
             lam = schedule(seen)
             log_g, potential = cloud.potential.step(reward, lam)
             weighed = replace(
-                cloud,
+                cloud.looked(reward, len(problem.trace.records)),
                 weights=cloud.weights.times(log_g),
                 potential=potential,
-                past={**cloud.past, len(problem.trace.records): reward},
                 lam=lam,
                 pull=schedule(replace(seen, step=i + 1)) if schedule.fixed else lam,
             )
@@ -404,8 +403,9 @@ class SMC(Search):
         claims: bool,
     ) -> Outcome:
         for cloud, rewards in zip(clouds, split(final.total, clouds), strict=True):
-            for record, earlier in cloud.past.items():
-                problem.trace.records[record]["correlation"] = correlation(earlier, rewards)
+            for column, record in enumerate(cloud.records):
+                found = correlation(cloud.past[:, column], rewards)
+                problem.trace.records[record]["correlation"] = found
         weights = joined_weights(clouds)
         chosen = choose(problem, weights, final, self.returns)
         problem.trace.record(

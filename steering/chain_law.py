@@ -51,10 +51,11 @@ def run_chain(
     model: MixtureModel, transition: GaussianTransition, count: int, generator: torch.Generator
 ) -> Tensor:
     """Final states ``(count, d)`` of independent unsteered chains along the model's grid."""
-    x_t = model.initial_std * torch.randn(count, *model.shape, generator=generator)
+    shape, device = (count, *model.shape), generator.device
+    x_t = model.initial_std * torch.randn(shape, generator=generator, device=device)
     for t, s in pairwise(model.grid):
         law = transition(model.denoise(x_t, [t] * count, [None] * count), t, s)
-        x_t = law.sample(torch.randn(x_t.shape, generator=generator))
+        x_t = law.sample(torch.randn(shape, generator=generator, device=device))
     return x_t
 
 
@@ -80,13 +81,13 @@ def estimate(
     Returns:
         The law with standard errors by linearisation.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     batch = min(batch, samples)
     rewards, modes = [], []
     for _ in range(math.ceil(samples / batch)):
         x = run_chain(model, transition, batch, generator)
-        rewards.append(problem.reward(x))
-        modes.append(problem.mixture.mode_of(x))
+        rewards.append(problem.reward(x).cpu())
+        modes.append(model.mixture.mode_of(x).cpu())
     r, mode = torch.cat(rewards), torch.cat(modes)
     weights = torch.softmax(problem.lam * r, 0)
     ess = 1 / float(weights.square().sum())

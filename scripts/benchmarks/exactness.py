@@ -1,8 +1,9 @@
-"""Measures how exactly searches sample the tilted law of four Gaussian mixtures.
+"""Measures how exactly searches sample the tilted law of Gaussian mixtures.
 
-A cell is a problem, a sampler and a number of particles. Each runs many independent searches through
-the engine, 50 DDIM steps at eta 1, and pools all their weighted points: every run counts the same,
-its points by their normalised weights.
+A cell is a problem, a sampler and a number of particles k; it spends the denoiser rows of k particles
+a run. It runs independent searches through the engine, 50 DDIM steps at eta 1, until the standard
+error is small enough, and pools all their weighted points: every run counts the same, its points by
+their normalised weights.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import Results
-from samplers import BestOfN, FKSteering
+from samplers import (
+    BFS,
+    DAS,
+    SMC,
+    SVDD,
+    TDS,
+    BestOfN,
+    BootstrapSMC,
+    CoDe,
+    EntropicPF,
+    FKSteering,
+    FunnelSMC,
+    IslandSMC,
+    Metropolis,
+    ParticleGibbs,
+    Resampled,
+    Successor,
+    TemperedSMC,
+)
+from samplers.temperature import temperature_of
 from steering.chain_law import ChainLaw, saved_laws
+from steering.cost import Budget
 from steering.engine import Engine
 from steering.live import Job, JobResult
 from steering.mixtures import MixtureModel, Unconditional, vp_grid
@@ -31,22 +54,55 @@ from steering.search import Search
 from steering.tilted import PROBLEMS, TiltedProblem, total_variation
 from steering.transitions import DDIM
 
-#: Searches by name, made for k particles. ``smc-*`` are textbook sequential Monte Carlo.
+
+def _gibbs(k: int) -> Search:
+    """Sweeps that together denoise no more rows than k particles; the first half is burn-in."""
+    particles = max(2, round(k**0.75 / 2))
+    sweeps = 1 + (k - particles) // (particles - 1)
+    return ParticleGibbs(particles, sweeps, burn_in=sweeps // 2, returns="all")
+
+
+def _metropolis(k: int) -> Search:
+    """Chains that redo suffixes, for as long as the budget lasts."""
+    return Metropolis(chains=max(1, k // 8), steps=1000, burn_in=2 if k < 8 else 3, returns="all")
+
+
+#: Searches by name, made for the denoiser rows of k particles.
 SAMPLERS: dict[str, Callable[[int], Search]] = {
     "best-of-n": lambda k: BestOfN(n=k, solver=DDIM(1.0), in_flight=k),
-    "weighted-best-of-n": lambda k: FKSteering(particles=k, steps=(), returns="all"),
-    "fk-difference": lambda k: FKSteering(particles=k, potential="difference", returns="all"),
-    "fk-max": lambda k: FKSteering(particles=k, potential="max", returns="all"),
-    "fk-sum": lambda k: FKSteering(particles=k, potential="sum", returns="all"),
-    "smc-ess": lambda k: FKSteering(particles=k, start=0, every=1, returns="all"),
-    "smc-tempered": lambda k: FKSteering(
-        particles=k, start=0, every=1, temperature="signal", ess_threshold=0.9, returns="all"
+    "weighted-best-of-n": lambda k: SMC(k, steps=(), returns="all"),
+    "fk-difference": lambda k: FKSteering(k, returns="all"),
+    "fk-max": lambda k: FKSteering(k, potential="max", returns="all"),
+    "fk-sum": lambda k: FKSteering(k, potential="sum", returns="all"),
+    "smc-ess": lambda k: BootstrapSMC(k, returns="all"),
+    "smc-every": lambda k: BootstrapSMC(k, ess_threshold=1.0, returns="all"),
+    "smc-multinomial": lambda k: BootstrapSMC(
+        k, ess_threshold=1.0, resampler="multinomial", returns="all"
     ),
-    "smc-every": lambda k: FKSteering(
-        particles=k, start=0, every=1, ess_threshold=1.0, returns="all"
+    "smc-tempered": lambda k: TemperedSMC(k, returns="all"),
+    "smc-exponential": lambda k: TemperedSMC(k, temperature="exponential", returns="all"),
+    "smc-adaptive": lambda k: TemperedSMC(k, temperature="adaptive", returns="all"),
+    "svdd": lambda k: SVDD(k, returns="all"),
+    "code": lambda k: CoDe(k, returns="all"),
+    "bfs": lambda k: BFS(k, returns="all"),
+    "entropic": lambda k: EntropicPF(k, returns="all"),
+    "entropic-look-ahead": lambda k: EntropicPF(k // 2, value=Successor(), returns="all"),
+    "funnel": lambda k: FunnelSMC(k, returns="all"),
+    "islands": lambda k: IslandSMC(k, islands=max(2, k // 16), returns="all"),
+    "gibbs": _gibbs,
+    "metropolis": _metropolis,
+    "tds": lambda k: TDS(k, returns="all"),
+    "das": lambda k: DAS(k, returns="all"),
+    "resampled-noises": lambda k: BootstrapSMC(
+        k - k // 4, initial=Resampled(STEPS * (k // 4)), returns="all"
     ),
 }
+#: Those that follow the gradient of the reward, which the indicator does not have.
+GRADIENT = ("tds", "das")
+#: Runs of a cell before its standard error decides how many more it needs.
+FIRST = {4: 800, 16: 300, 64: 120}
 BOOTSTRAP = 500
+STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +123,21 @@ class Runs:
     log_z: Tensor | None
     nfe: Tensor
 
+    def __len__(self) -> int:
+        return len(self.masses)
+
+    def __add__(self, other: Runs) -> Runs:
+        log_z = None
+        if self.log_z is not None and other.log_z is not None:
+            log_z = torch.cat([self.log_z, other.log_z])
+        return Runs(
+            torch.cat([self.masses, other.masses]),
+            torch.cat([self.rewards, other.rewards]),
+            torch.cat([self.squares, other.squares]),
+            log_z,
+            torch.cat([self.nfe, other.nfe]),
+        )
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the command."""
@@ -74,42 +145,138 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--k", nargs="+", type=int, default=[4, 16, 64], help="particles")
+    parser.add_argument("--runs", type=int, default=None, help="runs a cell, instead of --error")
     parser.add_argument(
-        "--runs", type=int, default=None, help="runs a cell; 3,000, or 1,000 at k=64"
+        "--error", type=float, default=0.01, help="standard error of mode_tv at which a cell stops"
     )
+    parser.add_argument("--most", type=int, default=6000, help="most runs a cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="50 runs a cell, k = 4 and 16 only")
-    parser.add_argument("--batch-size", type=int, default=1024, help="denoiser rows a call")
+    parser.add_argument("--batch_size", type=int, default=2048, help="denoiser rows a call")
+    parser.add_argument("--processes", type=int, default=1, help="cells at once")
+    parser.add_argument("--minutes", type=float, default=None, help="start no cell after this time")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One problem, sampler and number of particles.
+
+    Attributes:
+        problem: its name.
+        sampler: its name.
+        k: particles.
+        seed: of all runs.
+        error: standard error of mode_tv to reach, where ``runs`` is None.
+        runs: fixed number of runs, or None.
+        most: most runs.
+        batch_size: denoiser rows a call.
+    """
+
+    problem: str
+    sampler: str
+    k: int
+    seed: int
+    error: float
+    runs: int | None
+    most: int
+    batch_size: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells its row from others."""
+        named = {"problem": self.problem, "sampler": self.sampler, "k": self.k, "seed": self.seed}
+        return named | ({"error": self.error} if self.runs is None else {"runs": self.runs})
 
 
 def run(options: Any) -> None:
-    """Run every cell that the result file lacks."""
-    torch.set_num_threads(1)  # rows are tiny: threads cost more than they give
+    """Run every cell that the result file lacks, the long ones first."""
     results = Results(Path(options.json), device="cpu", seed=options.seed)
-    laws = saved_laws()
-    for k, problem, sampler in itertools.product(
-        [k for k in options.k if not (options.quick and k > 16)], options.problems, options.samplers
-    ):
-        runs = options.runs or (50 if options.quick else 3000 if k < 64 else 1000)
-        settings = {
-            "problem": problem,
-            "sampler": sampler,
-            "k": k,
-            "runs": runs,
-            "seed": options.seed,
-        }
-        if not results.has(settings):
-            start = time.perf_counter()
-            target = PROBLEMS[problem]()
-            found = simulate(target, SAMPLERS[sampler](k), runs, options.seed, options.batch_size)
-            seconds = time.perf_counter() - start
-            results.add(settings | summarise(found, target, laws[problem]) | {"seconds": seconds})
+    fixed = options.runs or (50 if options.quick else None)
+    cells = [
+        Cell(
+            problem,
+            sampler,
+            k,
+            options.seed,
+            options.error,
+            fixed,
+            options.most,
+            options.batch_size,
+        )
+        for k, problem, sampler in itertools.product(
+            sorted(options.k, reverse=True), options.problems, options.samplers
+        )
+        if not (options.quick and k > 16)
+        and not (sampler in GRADIENT and not PROBLEMS[problem]().reward.differentiable)
+    ]
+    todo = [cell for cell in cells if not results.has(cell.settings)]
+    end = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
+    for row in tqdm(_measured(todo, options.processes, end), "exactness", len(todo)):
+        results.add(row)
+
+
+def _measured(cells: list[Cell], processes: int, end: float) -> Iterator[dict[str, Any]]:
+    """Rows as they are done; none is begun after ``end`` on the monotonic clock."""
+    if processes == 1:
+        for cell in cells:
+            if time.monotonic() < end:
+                yield measure(cell)
+        return
+    left = iter(cells)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running = {pool.submit(measure, cell) for cell in itertools.islice(left, processes)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                if time.monotonic() < end:
+                    running |= {pool.submit(measure, cell) for cell in itertools.islice(left, 1)}
+                yield future.result()
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """The row of a cell: as many runs as its standard error asks for."""
+    torch.set_num_threads(1)  # rows are tiny: threads cost more than they give
+    start = time.perf_counter()
+    problem, law = PROBLEMS[cell.problem](), saved_laws()[cell.problem]
+    search = SAMPLERS[cell.sampler](cell.k)
+    wanted = cell.runs or min(FIRST.get(cell.k, 300), cell.most)
+    found: Runs | None = None
+    while found is None or len(found) < wanted:
+        known = 0 if found is None else len(found)
+        more = simulate(
+            problem,
+            search,
+            wanted - known,
+            cell.seed,
+            cell.batch_size,
+            first=known,
+            budget=Budget(nfe=STEPS * cell.k),
+        )
+        found = more if found is None else found + more
+        row = summarise(found, problem, law)
+        if cell.runs is None and row["mode_tv_se"] > cell.error:
+            needed = 1.1 * len(found) * (row["mode_tv_se"] / cell.error) ** 2
+            wanted = min(math.ceil(needed), cell.most)
+    fixed = not isinstance(search, SMC) or temperature_of(search.temperature).fixed
+    return (
+        cell.settings
+        | {"runs": len(found), "adaptive": not fixed}
+        | row
+        | {"seconds": time.perf_counter() - start}
+    )
 
 
 def simulate(
-    problem: TiltedProblem, search: Search, runs: int, seed: int, batch_size: int = 1024
+    problem: TiltedProblem,
+    search: Search,
+    runs: int,
+    seed: int,
+    batch_size: int = 1024,
+    *,
+    first: int = 0,
+    budget: Budget = Budget(),
 ) -> Runs:
-    """Run one search many times on one problem.
+    """Run one search many times on one problem, as runs ``first``, ``first + 1``, ...
 
     Run ``i`` draws the same numbers for every sampler and problem, so that differences between them
     are less noisy than the figures themselves.
@@ -127,8 +294,9 @@ def simulate(
             conditioning=Unconditional(),
             seed=seed,
             lam=problem.lam,
+            budget=budget,
         )
-        for i in range(runs)
+        for i in range(first, first + runs)
     )
     label = f"{problem.name} {type(search).__name__}"
     finished = list(_figures(tqdm(engine.run(jobs), label, runs, leave=False), problem))

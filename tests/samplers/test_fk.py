@@ -156,15 +156,14 @@ def test_everything_is_reindexed_together():
         (10, 11, 12, 13),
         Posterior(rows, rows),
         rows,
-        {0: rows[:, 0]},
-    )
+    ).looked(rows[:, 0], 0)
     picked = cloud.select(torch.tensor([3, 3, 0, 1]), Weights.uniform(4))
     wanted = [3.0, 3.0, 0.0, 1.0]
     assert picked.x_t[:, 0].tolist() == picked.slope[:, 0].tolist() == wanted
     assert picked.known.x_0[:, 0].tolist() == picked.known.eps[:, 0].tolist() == wanted
     assert picked.potential.statistic.tolist() == picked.roots.tolist() == wanted
     assert picked.potential.applied.tolist() == [2 * w for w in wanted]
-    assert picked.past[0].tolist() == wanted
+    assert picked.past[:, 0].tolist() == wanted
     assert picked.slots == (10, 11, 12, 13)  # a place keeps its random numbers, not its particle
 
 

@@ -63,7 +63,9 @@ def test_exactness_writes_flat_rows_and_goes_on_where_it_stopped(tmp_path, exact
     ran = []
     simulate = exactness.simulate
     monkeypatch.setattr(
-        exactness, "simulate", lambda *args: ran.append(args[0].name) or simulate(*args)
+        exactness,
+        "simulate",
+        lambda *args, **options: ran.append(args[0].name) or simulate(*args, **options),
     )
     command(*cell, "indicator", "--samplers", "fk-difference", "best-of-n")
     rows = json.loads(file.read_text())["rows"]
@@ -72,6 +74,40 @@ def test_exactness_writes_flat_rows_and_goes_on_where_it_stopped(tmp_path, exact
     assert ran == ["linear", "indicator", "indicator"], "the finished cell was not run again"
     assert [r["log_z"] is None for r in rows if r["sampler"] == "best-of-n"] == [True, True]
     assert not list(file.parent.glob("*.tmp"))
+
+
+def test_cells_go_on_until_their_standard_error_is_small_enough(tmp_path, exactness, monkeypatch):
+    monkeypatch.setitem(exactness.FIRST, 4, 20)
+    file = tmp_path / "exactness.json"
+    words = ["exactness", "--json", str(file), "--k", "4", "--problems", "linear", "indicator"]
+    command(*words, "--samplers", "weighted-best-of-n", "tds", "--error", "0.045", "--most", "90")
+    rows = json.loads(file.read_text())["rows"]
+    names = [(r["problem"], r["sampler"]) for r in rows]
+    assert ("indicator", "tds") not in names, "the indicator has no gradient to follow"
+    assert len(rows) == 3
+    for row in rows:
+        assert row["mode_tv_se"] <= 0.045 or row["runs"] == 90
+        assert 20 <= row["runs"] <= 90
+    assert any(row["runs"] > 20 for row in rows)
+
+
+def test_cells_are_measured_by_several_processes_alike(tmp_path):
+    words = ["--k", "4", "--problems", "linear", "--samplers", "fk-difference", "code", "--runs"]
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.json"
+        command("exactness", "--json", str(file), *words, "4", "--processes", str(processes))
+    one, two = (json.loads((tmp_path / f"{p}.json").read_text())["rows"] for p in (1, 2))
+    figures = [{r["sampler"]: r["mode_tv"] for r in rows} for rows in (one, two)]
+    assert figures[0] == figures[1]
+
+
+def test_every_search_keeps_to_the_rows_of_its_particles(exactness):
+    problem = PROBLEMS["linear"]()
+    for name, make in exactness.SAMPLERS.items():
+        for k in (4, 16):
+            budget = exactness.Budget(nfe=50 * k)
+            nfe = float(exactness.simulate(problem, make(k), 1, 0, budget=budget).nfe)
+            assert 0.8 * 50 * k <= nfe <= 50 * k, name
 
 
 def test_the_same_seed_gives_the_same_rows(exactness):

@@ -14,12 +14,14 @@ from steering.tilted import (
     HalfRingReward,
     QuadraticReward,
     TiltedProblem,
+    corners,
     ring,
     total_variation,
 )
 from steering.transitions import DDIM
 
-problems = pytest.mark.parametrize("name", PROBLEMS)
+every_problem = pytest.mark.parametrize("name", PROBLEMS)
+problems = pytest.mark.parametrize("name", ["linear", "quadratic", "indicator", "rare"])  # in the plane
 
 # E[r], log Z, KL and mode masses, computed apart from this code on a dense square grid, which is off
 # by 1e-3 where a region or the reward ends abruptly
@@ -93,24 +95,28 @@ def test_base_model_is_as_far_as_said(name):
     assert problem.mode_tv(x) == pytest.approx(BASE_TV[name], abs=0.005)
 
 
-@problems
+@every_problem
 def test_importance_weights_reach_the_target(name):
     problem = PROBLEMS[name]()
     x = problem.mixture.sample(500_000, torch.Generator().manual_seed(5))
-    weights = torch.softmax(problem.lam * problem.reward(x), 0)
+    log_w = problem.lam * problem.reward(x)
+    weights = torch.softmax(log_w, 0)
     assert problem.mode_tv(x, weights) < 0.016
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(x))
+    assert log_z == pytest.approx(problem.log_z, abs=0.04)
     assert float(weights @ problem.reward(x)) == pytest.approx(problem.reward_mean, abs=0.03)
 
 
-@problems
+@every_problem
 def test_rewards_keep_the_protocol(name):
     reward = PROBLEMS[name]().reward
     assert isinstance(reward, Reward)
     assert reward.prepare(Item("anything")) is None
-    x = torch.randn(5, 2)
+    dim = PROBLEMS[name]().mixture.dim
+    x = torch.randn(5, dim)
     assert reward(x, [None] * 5).shape == (5,)
     if reward.differentiable:
-        point = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+        point = torch.randn(3, dim, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda p: reward(p), (point,))
 
 
@@ -124,7 +130,7 @@ def test_total_variation_by_hand():
     assert total_variation(a, b) == pytest.approx(0.25)
 
 
-@problems
+@every_problem
 def test_saved_chain_law_agrees_with_a_small_run(name):
     problem, law = PROBLEMS[name](), saved_laws()[name]
     model = MixtureModel(problem.mixture, vp_grid())
@@ -186,3 +192,16 @@ def test_a_textbook_particle_filter_reproduces_the_known_level(name):
     if name != "rare":  # there one Z-hat in a thousand is hundreds of times the mean
         z = (log_z - law.log_z).exp()
         assert float(z.mean()) == pytest.approx(1, abs=4 * float(z.std()) / math.sqrt(runs))
+
+
+def test_modes_at_the_corners_are_far_apart():
+    """In 16 dimensions no point belongs to two modes, so that mode masses are the tilted weights."""
+    for name in ("linear-16d", "rare-16d"):
+        problem = PROBLEMS[name]()
+        assert problem.mixture.dim == 16
+        x = problem.mixture.sample(50_000, torch.Generator().manual_seed(6))
+        shares = torch.softmax(problem.mixture.log_joint(x), -1).max(-1).values
+        assert float((1 - shares).mean()) < 1e-6
+        assert 0.5 < problem.kl < 2.5
+    with pytest.raises(ValueError, match="9 modes need as many dimensions"):
+        corners([1 / 9] * 9, dim=8)
