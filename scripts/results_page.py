@@ -29,6 +29,11 @@ it; the exact verifier, never searched on, tells the accuracy. Diversity is the 
 the pictures that the seeds return for one prompt. In brackets are 95 % intervals by bootstrap over
 prompts, since the seeds of a prompt are not independent. Costs are means of what the engine counted a
 prompt and seed; seconds are wall-clock time of whole cells, all their searches in fused batches.
+
+Stochastic samplers walk by DDIM(1) on the pipeline's own grid; those that end in `-sde` by the flow SDE
+with g = 3 t² (the plot leaves this ending off), in `-vp` by DDIM(1) along the variance-preserving path, in
+`-glass` by GLASS. `best-of-n` and `base` use the pipeline's own scheduler, `best-of-n-ddim` and
+`best-of-n-sde` walk as the particle searches do.
 """
 EXACTNESS = """\
 Gaussian mixtures whose tilted law is known in closed form; half the summed absolute difference of mode

@@ -48,15 +48,23 @@ def best_of(nfe: int, steps: int, solver: Transition | str = "scheduler") -> Sea
     return BestOfN(n, solver=solver, in_flight=n)  # type: ignore[arg-type]
 
 
-def particles(kind: type[SMC], **settings: Any) -> Callable[[int, int], Search]:
-    """A particle search with the settings of its paper, and as many particles as the budget pays."""
-    return lambda nfe, steps: kind(particles=candidates(nfe, steps), returns="best", **settings)
+def particles(
+    kind: type[SMC], children: int | None = None, **settings: Any
+) -> Callable[[int, int], Search]:
+    """A particle search with the settings of its paper, and as many particles as the budget pays.
 
+    Args:
+        kind: its class.
+        children: of a lineage; the budget then pays for lineages. None: one group of all.
+        settings: further ones.
+    """
 
-def code(nfe: int, steps: int) -> Search:
-    """CoDe with its 4 children a lineage, and as many lineages as the budget pays for."""
-    k = candidates(nfe, steps)
-    return CoDe(particles=k, islands=max(k // 4, 1), returns="best")
+    def make(nfe: int, steps: int) -> Search:
+        k = candidates(nfe, steps)
+        islands = 1 if children is None else max(k // children, 1)
+        return kind(particles=k, islands=islands, returns="best", **settings)
+
+    return make
 
 
 def glass(nfe: int, steps: int) -> Search:
@@ -69,35 +77,59 @@ def glass(nfe: int, steps: int) -> Search:
     return search
 
 
+_PARTICLES: dict[str, tuple[Any, ...]] = {
+    "fk": (FKSteering,),
+    "smc": (BootstrapSMC,),
+    "tempered": (TemperedSMC,),
+    "entropic": (EntropicPF,),
+    "bfs": (BFS,),
+    "svdd": (SVDD,),
+    "code": (CoDe, 4),
+}
 #: Searches by family, made for a number of denoiser calls a prompt on a grid of so many steps. What
 #: the calls do not fill is left: the counted NFE are what was spent. A further one is one more entry.
+#: Stochastic ones walk by DDIM(1) on the pipeline's own grid; ``-sde`` by the flow SDE, whose samples
+#: of a rectified flow are better at few steps; ``-vp`` by DDIM(1) along the variance-preserving path.
 FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "base": lambda nfe, steps: BestOfN(1),
     "best-of-n": best_of,
-    "best-of-n-sde": lambda nfe, steps: best_of(nfe, steps, DDIM(1.0)),
-    "fk": particles(FKSteering),
-    "smc": particles(BootstrapSMC),
-    "tempered": particles(TemperedSMC),
-    "entropic": particles(EntropicPF),
-    "bfs": particles(BFS),
-    "svdd": particles(SVDD),
-    "code": code,
+    "best-of-n-ddim": lambda nfe, steps: best_of(nfe, steps, DDIM(1.0)),
+    "best-of-n-sde": lambda nfe, steps: best_of(nfe, steps, FlowSDE()),
+    **{name: particles(*kind) for name, kind in _PARTICLES.items()},
+    **{f"{name}-sde": particles(*k, transition=FlowSDE()) for name, k in _PARTICLES.items()},
+    **{f"{name}-vp": particles(*k, path=VP_PATH) for name, k in _PARTICLES.items()},
     "rbf": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=None),
     "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
     "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),
     "rbf-glass": glass,
 }
-#: For rectified flows only: on a diffusion model they are ``rbf``, or a detour.
-FLOW_ONLY = ("rbf-sde", "rbf-vp", "rbf-glass")
+#: Endings of what is for rectified flows only.
+FLOW_ONLY = ("-sde", "-vp", "-glass")
+#: What is compared if nothing else is asked for.
+DEFAULT = {
+    "shapes-sd": ["base", "best-of-n", "best-of-n-ddim", *_PARTICLES, "rbf"],
+    "shapes-flux": [
+        "base",
+        "best-of-n",
+        "best-of-n-sde",
+        *(f"{name}-sde" for name in _PARTICLES),
+        "fk-vp",
+        "svdd-vp",
+        "rbf-sde",
+        "rbf-vp",
+        "rbf-glass",
+    ],
+}
 #: Names with a number of candidates in place of a budget, ``best-of-16``.
 COUNTED = {"best-of": "best-of-n", "fk": "fk"}
 
 
 def samplers_of(model: str, asked: list[str] | None = None) -> list[str]:
-    """The samplers to compare on a model: all that suit it, or those of the asked that do."""
+    """The samplers to compare on a model: its default, or those of the asked that suit it."""
+    if asked is None:
+        return DEFAULT[model]
     flow = model == "shapes-flux"
-    named = asked or [name for name in FAMILIES if not (flow and name == "rbf")]
-    return [name for name in named if flow or name not in FLOW_ONLY]
+    return [name for name in asked if flow or not name.endswith(FLOW_ONLY)]
 
 
 def own_budget(name: str, steps: int) -> int | None:

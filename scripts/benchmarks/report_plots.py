@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,18 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from benchmarks.report import Entry, interval
 from benchmarks.report_tables import REFERENCE
 
-MARKERS = "osD^v<>PX*ph"
-COLOURS = [plt.get_cmap("tab10")(i) for i in range(10)] + [
-    "#003f5c",
-    "#b8860b",
-    "#5b0060",
-    "#00a36c",
-]
+MARKERS = "sD^v<>PX*ph"
+# without grey, which is the unsteered model's
+COLOURS = [*(plt.get_cmap("tab10")(i) for i in range(10) if i != 7), "#003f5c", "#b8860b"]
+#: endings of variants, and their lines
+VARIANTS = {"-vp": "--", "-glass": ":", "-ddim": "-.", "-sde": "-."}
 
 
 def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
     """Accuracy and reward against NFE and against seconds, a row of panels a setting.
 
-    The band is the 95 % interval of best of N; the dotted line the unsteered model.
+    The band is the 95 % interval of best of N, the grey dotted line the unsteered model. ``-sde`` is
+    left off the names, unless it tells two apart.
 
     Args:
         entries: of one or more settings; those at equal seconds are left out.
@@ -36,10 +35,7 @@ def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
     """
     plain = [e for e in entries if e.equal_seconds is None]
     settings = list(dict.fromkeys(e.setting for e in plain))
-    names = list(dict.fromkeys(e.sampler for e in plain if e.sampler != "base"))
-    styles = {
-        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
-    }
+    styles = styled([_labels([e for e in plain if e.setting == s]) for s in settings])
     figure, axes = plt.subplots(
         len(settings), 4, figsize=(15, 3.5 * len(settings) + 0.9), squeeze=False
     )
@@ -62,6 +58,35 @@ def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
     plt.close(figure)
 
 
+def _labels(entries: Sequence[Entry]) -> dict[str, str]:
+    """What each sampler is called: without its ``-sde``, unless that is another one's name."""
+    names = dict.fromkeys(e.sampler for e in entries if e.sampler != "base")
+    short = {name: name.removesuffix("-sde") for name in names}
+    return {n: n if short[n] != n and short[n] in names else short[n] for n in names}
+
+
+def styled(labels: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+    """Colour and marker by family, line by variant, for each label of any setting."""
+    known = list(dict.fromkeys(label for of in labels for label in of.values()))
+    stems = list(dict.fromkeys(_stem(label) for label in known if _stem(label) != REFERENCE))
+    styles = {}
+    for label in known:
+        i = stems.index(_stem(label)) if _stem(label) in stems else -1
+        styles[label] = {
+            "color": "black" if i < 0 else COLOURS[i % len(COLOURS)],
+            "marker": "o" if i < 0 else MARKERS[i % len(MARKERS)],
+            "linestyle": VARIANTS.get(label.removeprefix(_stem(label)), "-"),
+            "linewidth": 2.2 if label == REFERENCE else 1.3,
+            "zorder": 3 if label == REFERENCE else 2,
+        }
+    return styles
+
+
+def _stem(label: str) -> str:
+    """The family of a variant."""
+    return next((label.removesuffix(v) for v in VARIANTS if label.endswith(v)), label)
+
+
 def _panel(axis: Any, entries: Sequence[Entry], measure: str, by: str, styles: Any) -> None:
     def at(entry: Entry) -> float:
         return entry.seconds if by == "seconds" else entry.mean("nfe")
@@ -69,23 +94,11 @@ def _panel(axis: Any, entries: Sequence[Entry], measure: str, by: str, styles: A
     for entry in entries:
         if entry.sampler == "base":
             axis.axhline(entry.mean(measure), color="gray", linestyle=":", label="base")
-    for name, (colour, marker) in styles.items():
+    for name, label in _labels(entries).items():
         own = sorted((e for e in entries if e.sampler == name), key=at)
-        if not own:
-            continue
         x, y = [at(e) for e in own], [e.mean(measure) for e in own]
-        thick = name == REFERENCE
-        axis.plot(
-            x,
-            y,
-            color="black" if thick else colour,
-            marker=marker,
-            markersize=5,
-            linewidth=2.2 if thick else 1.3,
-            label=name,
-            zorder=3 if thick else 2,
-        )
-        if thick:
+        axis.plot(x, y, markersize=5, label=label, **styles[label])
+        if name == REFERENCE:
             ends = [interval(e.values[measure]) for e in own]
             axis.fill_between(x, *zip(*ends, strict=True), color="black", alpha=0.1, linewidth=0)
     axis.set(

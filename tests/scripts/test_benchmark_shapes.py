@@ -64,7 +64,9 @@ def test_families_are_made_as_published(embedded):
     assert (code.particles, code.islands) == (20, 5)
     assert embedded.search_named("rbf-glass", 500, STEPS).transition.inner == 4
     assert embedded.search_named("rbf-glass", 100, STEPS).transition.inner == 2
-    assert embedded.search_named("best-of-n-sde", 250, STEPS).solver.stochastic
+    assert embedded.search_named("best-of-n-ddim", 250, STEPS).solver.stochastic
+    assert type(embedded.search_named("svdd-sde", 250, STEPS).transition).__name__ == "FlowSDE"
+    assert embedded.search_named("fk-vp", 250, STEPS).path is not None
 
 
 def test_names_with_a_number_of_candidates_bring_their_own_budget(embedded):
@@ -84,9 +86,12 @@ def test_wrong_names_and_small_budgets_are_refused(embedded):
 
 
 def test_only_flows_get_the_flow_paths(embedded):
-    assert "rbf" in embedded.samplers_of("shapes-sd")
-    assert not set(embedded.FLOW_ONLY) & set(embedded.samplers_of("shapes-sd"))
-    assert set(embedded.samplers_of("shapes-flux")) == set(embedded.FAMILIES) - {"rbf"}
+    for model in embedded.MODELS:
+        names = embedded.samplers_of(model)
+        assert set(names) <= set(embedded.FAMILIES)
+        assert embedded.samplers_of(model, names) == names, "all that is compared suits the model"
+        stems = {"fk", "svdd", "code", "bfs", "tempered", "entropic", "smc", "rbf", "best-of-n"}
+        assert stems <= {name.removesuffix("-sde") for name in names}
     assert embedded.samplers_of("shapes-sd", ["fk", "rbf-vp"]) == ["fk"]
 
 
