@@ -31,8 +31,8 @@ prompts, since the seeds of a prompt are not independent. Costs are means of wha
 prompt and seed; seconds are wall-clock time of whole cells, all their searches in fused batches.
 
 Stochastic samplers walk by DDIM(1) on the pipeline's own grid; those that end in `-sde` by the flow SDE
-with g = 3 t² (the plot leaves this ending off), in `-vp` by DDIM(1) along the variance-preserving path, in
-`-glass` by GLASS. `best-of-n` and `base` use the pipeline's own scheduler, `best-of-n-ddim` and
+with g = 3 t² (the plot leaves this ending off), in `-vp` by DDIM(1) along the variance-preserving path,
+in `-glass` by GLASS. `best-of-n` and `base` use the pipeline's own scheduler, `best-of-n-ddim` and
 `best-of-n-sde` walk as the particle searches do.
 """
 EXACTNESS = """\
@@ -49,7 +49,8 @@ def write(results: Path = DOCS / "results", page: Path = DOCS / "results.md") ->
         page: Markdown file to write.
     """
     shapes = [p for p in sorted(results.glob("shapes-*.json")) if _by_prompt(p)]
-    exact, flows = sorted(results.glob("exactness*.json")), sorted(results.glob("flows*.json"))
+    exact = sorted(results.glob("exactness*.json"), key=lambda p: (read(p)["meta"]["date"], p))
+    flows = sorted(results.glob("flows*.json"))
     entries = gather(_rows(shapes))
     parts = ["# Results\n", "Written by `python scripts/results_page.py`; do not edit.\n"]
     discussion = page.with_name("results-discussion.md")

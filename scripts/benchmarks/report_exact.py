@@ -13,12 +13,8 @@ Row = Mapping[str, Any]
 
 
 def exactness_tables(rows: Sequence[Row]) -> str:
-    """Distances of mode masses; then evidence and independent samples. Of a cell, its largest run."""
-    best: dict[tuple[str, int, str], Row] = {}
-    for row in rows:
-        key = (row["sampler"], row["k"], row["problem"])
-        if key not in best or row["runs"] > best[key]["runs"]:
-            best[key] = row
+    """Distances of mode masses; then evidence and independent samples. Of a cell, its last row."""
+    best = {(row["sampler"], row["k"], row["problem"]): row for row in rows}
     if not best:
         return ""
     parts = ["### Distance of the mode masses to the exact law\n"]
@@ -27,7 +23,8 @@ def exactness_tables(rows: Sequence[Row]) -> str:
     parts.append("### Normalising constant and independent samples\n")
     parts.append(
         "The mean estimate of Z in shares of the chain's own (1 is unbiased; a dash where a search "
-        "claims none), and the number of independent target samples that one run is worth:\n"
+        "claims none; a star where the schedule is adaptive and the estimate therefore biased), and the "
+        "number of independent target samples that one run is worth:\n"
     )
     for k in sorted({k for _, k, _ in best}):
         parts += [f"k = {k}:\n", _by_problem(best, k, _evidence)]
@@ -61,6 +58,8 @@ def _evidence(row: Row) -> str:
         ratio = math.exp(row["log_z"] - row["log_z_chain"])
         error = ratio * math.hypot(row["log_z_se"], row["log_z_chain_se"])
     told = "-" if ratio is None else f"{number(ratio, 2)} ± {number(error, 2)}"
+    if ratio is not None and row.get("adaptive"):
+        told += "*"
     worth = row.get("independent")
     return f"{told}; {'-' if worth is None else number(worth, 1)}"
 
