@@ -18,7 +18,7 @@ import torch
 from steering.interpolants import Interpolant, RectifiedFlow
 from steering.prediction import Posterior
 from steering.times import Time
-from steering.transitions import Gaussian, check_falls
+from steering.transitions import Gaussian, GaussianTransition, check_falls
 
 Diffusion = Literal["square", "linear", "constant", "zero", "ancestral", "largest"]
 Discretisation = Literal["exact", "euler"]
@@ -37,7 +37,7 @@ _STEP = 1e-6  # of the difference quotients
 
 
 @dataclass(frozen=True)
-class FlowSDE:
+class FlowSDE(GaussianTransition):
     """The SDE with a flow's marginals, over one step.
 
     ``"exact"`` holds the prediction ``(x_0, eps)`` fixed over the step and solves the rest exactly: the

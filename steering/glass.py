@@ -22,11 +22,11 @@ from torch import Tensor
 from steering.prediction import Posterior
 from steering.requests import Denoise
 from steering.times import Time
-from steering.transitions import check_falls
+from steering.transitions import Transition, check_falls
 
 
 @dataclass(frozen=True)
-class GLASS:
+class GLASS(Transition):
     """GLASS flows (Holderrieth et al. 2025, 2509.25170): ``p(x_s | x_t)`` by an inner ODE.
 
     The first inner call would be the posterior at ``x_t``, which the caller has; a step costs

@@ -8,8 +8,9 @@ them by :func:`steering.moves.move`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,21 +53,24 @@ class Gaussian:
         )
 
 
-class Transition(Protocol):
+class Transition(ABC):
     """How a state moves to a less noisy time; :func:`steering.moves.move` makes the step."""
 
     @property
+    @abstractmethod
     def stochastic(self) -> bool:
         """Whether two draws from one state differ."""
 
     @property
+    @abstractmethod
     def inner_calls(self) -> int:
         """Denoiser calls of a step beyond the one at ``x_t``; 0 if the law is Gaussian."""
 
 
-class GaussianTransition(Transition, Protocol):
+class GaussianTransition(Transition):
     """A transition whose law is known as soon as ``x_t`` is denoised, density included."""
 
+    @abstractmethod
     def __call__(self, posterior: Posterior, t: Time, s: Time) -> Gaussian:
         """Law of ``x_s`` given the denoised ``x_t``."""
 
@@ -84,7 +88,7 @@ def check_falls(t: Time, s: Time) -> None:
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(GaussianTransition):
     """The DDIM family (Song et al. 2020, 2010.02502), on any interpolant.
 
     ``x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z`` with
@@ -127,7 +131,7 @@ class DDIM:
 
 
 @dataclass(frozen=True)
-class Renoise:
+class Renoise(GaussianTransition):
     """Full re-noising, ``x_s = alpha_s x_0 + sigma_s z``: nothing of the old noise is kept.
 
     The step of consistency models (LCM: Luo et al. 2023, 2310.04378; TCD: Zheng et al. 2024,
