@@ -147,8 +147,8 @@ class PCNL(InitialNoise):
 
 def _log_shift(drift: Tensor, noise: Tensor) -> Tensor:
     """Log-density of N(drift, I) over that of N(0, I) at ``noise``, float64 ``(n,)`` on the CPU."""
-    a, z = drift.flatten(1).double(), noise.flatten(1).double()
-    return ((a * z).sum(1) - 0.5 * a.square().sum(1)).cpu()
+    a, z = (x.flatten(1).cpu().double() for x in (drift, noise))  # not all devices have float64
+    return (a * z).sum(1) - 0.5 * a.square().sum(1)
 
 
 def _joined(points: list[Point]) -> Point:
