@@ -12,6 +12,7 @@ from samplers.presets import (
     DAS,
     SVDD,
     TDS,
+    AutoSMC,
     BootstrapSMC,
     CoDe,
     EntropicPF,
@@ -21,7 +22,7 @@ from samplers.presets import (
 )
 from samplers.rbf import RBF
 from samplers.smc import SMC
-from samplers.temperature import Adaptive, Constant, Exponential, Signal
+from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
 from samplers.values import Predicted, SoftValue, Successor
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "SVDD",
     "TDS",
     "Adaptive",
+    "Auto",
+    "AutoSMC",
     "BestOfN",
     "BestOfNState",
     "BootstrapSMC",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Cloud:
         past: intermediate rewards along each particle's lineage, a column a look, float64 ``(k, m)``.
         records: trace record of each look, ``m`` of them.
         lam: lambda that was applied last.
+        memory: what the schedule of lambda remembers of earlier looks.
+        looked_at: step of the last look; None before any.
         pull: lambda by which a gradient proposal leads to the next step.
     """
 
@@ -40,6 +43,8 @@ class Cloud:
     past: Tensor = field(default_factory=lambda: torch.empty(0))
     records: tuple[int, ...] = ()
     lam: float = 0.0
+    memory: Any = None
+    looked_at: int | None = None
     pull: float = 0.0
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-PotentialName = Literal["difference", "max", "sum"]
+PotentialName = Literal["difference", "max", "sum", "smooth"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,9 @@ class Potential:
 
     Attributes:
         name: ``"difference"``: G_t = exp lambda (r_t - r_before), which telescopes; ``"max"``:
-            G_t = exp lambda max of the rewards so far; ``"sum"``: G_t = exp lambda sum of them.
-        statistic: running maximum or sum of rewards, float64 ``(k,)``.
+            G_t = exp lambda max of the rewards so far; ``"sum"``: G_t = exp lambda sum of them;
+            ``"smooth"``: differences of a running average of the rewards along the lineage.
+        statistic: last reward, running maximum, sum or average, float64 ``(k,)``; NaN before any.
         applied: log of the product of all potentials so far, ``(k,)``.
     """
 
@@ -33,22 +34,37 @@ class Potential:
     @classmethod
     def start(cls, name: PotentialName, applied: Tensor) -> Potential:
         """Before the first reward; ``applied (k,)`` is what the initial noises were drawn by."""
-        lowest = torch.full_like(applied, -torch.inf)
-        return cls(name, lowest if name == "max" else torch.zeros_like(applied), applied)
+        return cls(name, torch.full_like(applied, torch.nan), applied)
 
     def __getitem__(self, rows: Tensor) -> Potential:
         return Potential(self.name, self.statistic[rows], self.applied[rows])
 
-    def step(self, reward: Tensor, lam: float) -> tuple[Tensor, Potential]:
-        """Log-potential of the next intermediate reward ``(k,)``, and the memory after it."""
-        if self.name == "difference":
-            log_g = _less(tilt(reward, lam), self.applied)
-            return log_g, Potential(self.name, reward, tilt(reward, lam))
-        statistic = (
-            torch.maximum(self.statistic, reward) if self.name == "max" else self.statistic + reward
-        )
+    def step(self, reward: Tensor, lam: float, keep: float = 0.0) -> tuple[Tensor, Potential]:
+        """Log-potential of the next intermediate reward ``(k,)``, and the memory after it.
+
+        Args:
+            reward: of each particle.
+            lam: lambda that applies.
+            keep: share of the running average that a ``"smooth"`` potential keeps.
+        """
+        statistic = self._after(reward, keep)
+        if self.name in ("difference", "smooth"):
+            target = tilt(statistic, lam)
+            return _less(target, self.applied), Potential(self.name, statistic, target)
         log_g = tilt(statistic, lam)
         return log_g, Potential(self.name, statistic, self.applied + log_g)
+
+    def _after(self, reward: Tensor, keep: float) -> Tensor:
+        """The statistic with one more reward."""
+        if self.name == "difference" or (self.name == "smooth" and keep == 0):
+            return reward
+        first = torch.isnan(self.statistic)
+        before = torch.where(first, reward, self.statistic)
+        if self.name == "max":
+            return torch.maximum(before, reward)
+        if self.name == "sum":
+            return torch.where(first, reward, before + reward)
+        return torch.where(first, reward, keep * before + (1 - keep) * reward)
 
     def last(self, reward: Tensor, lam: float) -> Tensor:
         """Terminal correction ``(k,)``: lambda r(x_0) less all that was applied."""

@@ -43,7 +43,8 @@ class SMC(Search):
 
     Targets p(x_0) exp(lambda r(x_0)), p being the law of the chain that is sampled (with guidance: of
     the guided chain): exact as the number of particles grows, whatever the potential, temperature and
-    resampler; its normalising constant is unbiased for any number where nothing is adaptive. Every
+    resampler, if that keeps more than one lineage (``"single"`` is exact as islands grow, ``"greedy"``
+    never); its normalising constant is unbiased for any number where nothing is adaptive. Every
     published particle method is a setting of it; the named ones are its subclasses. Doucet and
     Johansen 2009 for the method; Singhal et al. 2025 (2501.06848) for its use on diffusion models.
 
@@ -54,7 +55,8 @@ class SMC(Search):
 
     Attributes:
         particles: number of particles k, over all islands.
-        potential: ``"difference"``, ``"max"`` or ``"sum"`` of intermediate rewards.
+        potential: ``"difference"``, ``"max"`` or ``"sum"`` of intermediate rewards, or ``"smooth"``:
+            differences of their running average along the lineage.
         temperature: how lambda grows along the way: a name or a schedule of
             :mod:`samplers.temperature`; the finished sample counts with lambda itself.
         start: first step (0 is pure noise) at which rewards are looked at; a fraction below 1 is a
@@ -303,18 +305,31 @@ class SMC(Search):
         schedule, looked = temperature_of(self.temperature), []
         parts = zip(clouds, split(values, clouds), after, strict=True)
         for island, (cloud, reward, n) in enumerate(parts):
-            seen = Look(problem.grid, i, problem.lam, cloud, reward)
+            seen = Look(problem.grid, i, problem.lam, cloud, reward, problem.spread)
+            cloud = replace(cloud, memory=schedule.remember(seen))
+            seen = replace(seen, cloud=cloud)
             lam = schedule(seen)
-            log_g, potential = cloud.potential.step(reward, lam)
+            log_g, potential = cloud.potential.step(reward, lam, self._keep(problem, cloud, i))
             weighed = replace(
                 cloud.looked(reward, len(problem.trace.records)),
                 weights=cloud.weights.times(log_g),
                 potential=potential,
                 lam=lam,
+                looked_at=i,
                 pull=schedule(replace(seen, step=i + 1)) if schedule.fixed else lam,
             )
             looked.append(self._resampled(problem, weighed, reward, i, island, n))
         return looked
+
+    def _keep(self, problem: Problem, cloud: Cloud, i: int) -> float:
+        """Share of the running average that a smooth potential keeps: half of it over 2 % of the way.
+
+        Few particles keep less, since the average lags behind, which damps like a lower lambda.
+        """
+        if self.potential != "smooth" or cloud.looked_at is None:
+            return 0.0
+        keep = 1 - max(0.5, min(1.0, (4 / len(cloud)) ** 0.25))
+        return keep ** (50 * (i - cloud.looked_at) / problem.grid.steps)
 
     def _resampled(
         self, problem: Problem, cloud: Cloud, reward: Tensor, i: int, island: int, n: int

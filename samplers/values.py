@@ -8,9 +8,10 @@ particles.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,14 @@ from steering.search import Problem
 from steering.transitions import DDIM
 
 
-class Value(Protocol):
+class Value(ABC):
     """Estimates what states are worth."""
 
+    @abstractmethod
     def cost(self, step: int, steps: int, calls: int) -> Cost:
         """Cost of one state at a step of a grid of ``steps``; ``calls`` reward calls a scored row."""
 
+    @abstractmethod
     def __call__(
         self, problem: Problem, posterior: Posterior, step: int
     ) -> Generator[Request, Any, Tensor]:
@@ -42,7 +45,7 @@ class Value(Protocol):
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predicted(Value):
     """Reward of the predicted x_0: no denoiser call beyond the one that steps anyway."""
 
     def cost(self, step: int, steps: int, calls: int) -> Cost:
@@ -56,7 +59,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class SoftValue:
+class SoftValue(Value):
     """``log mean exp(lambda r) / lambda`` over sampled continuations (2501.06848, "many").
 
     Attributes:
@@ -99,7 +102,7 @@ class SoftValue:
 
 
 @dataclass(frozen=True)
-class Successor:
+class Successor(Value):
     """Reward of the x_0 that is predicted one noise-free step ahead: one further denoiser call.
 
     A particle search with it is an auxiliary particle filter (Pitt and Shephard 1999) with a look-ahead

@@ -27,6 +27,7 @@ class Job:
         conditioning: the model's handle for the prompt.
         seed: seed of the run.
         lam: lambda in raw reward units.
+        spread: standard deviation of the reward over base samples; None where it was not measured.
         budget: the most that this prompt may cost.
     """
 
@@ -37,6 +38,7 @@ class Job:
     seed: int = 0
     lam: float = 1.0
     budget: Budget = field(default_factory=Budget)
+    spread: float | None = None
 
 
 @dataclass(eq=False)
@@ -214,5 +216,6 @@ def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
         usage=Usage(),
         initial_std=model.initial_std,
         given=getattr(job.conditioning, "initial", None),
+        spread=job.spread,
         at=model.at,
     )

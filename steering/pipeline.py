@@ -186,9 +186,11 @@ class SteeredPipeline:
             images_per_prompt=copies,
         )
         pilot, lam = Usage(), 0.0
+        spread: float | None = None
         if self.sampler.needs.density:
 
             def calibration() -> Calibration:
+                nonlocal spread
                 found, spent = self.calibration(
                     prompts,
                     keys=keys,
@@ -198,6 +200,7 @@ class SteeredPipeline:
                     **call,
                 )
                 pilot.add(spent)
+                spread = found.spread
                 return found
 
             lam = self.strength.lam(calibration)
@@ -210,6 +213,7 @@ class SteeredPipeline:
                 seed,
                 lam,
                 self.budget,
+                spread,
             )
             for i, handle in enumerate(handles)
         ]

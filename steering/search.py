@@ -95,6 +95,8 @@ class Problem:
         device: where states live.
         grid: the time grid.
         lam: lambda, the inverse temperature of the target p(x_0) exp(lambda r(x_0)), in raw units.
+        spread: standard deviation of the reward over base samples, from a calibration; None where
+            there is none.
         streams: this search's random numbers.
         facts: what planning needs.
         trace: where the search records what it decides.
@@ -116,6 +118,7 @@ class Problem:
     usage: Usage
     initial_std: float = 1.0
     given: Tensor | None = None
+    spread: float | None = None
     at: Callable[[float], Time] = _no_model
 
     def initial(self, draws: Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ from rewards import ShapesCLIP, ShapesVerifier
 from samplers import (
     BFS,
     SVDD,
+    AutoSMC,
     BestOfN,
     BootstrapSMC,
     CoDe,
@@ -78,6 +79,7 @@ def glass(nfe: int, steps: int) -> Search:
 
 
 _PARTICLES: dict[str, tuple[Any, ...]] = {
+    "auto": (AutoSMC,),
     "fk": (FKSteering,),
     "smc": (BootstrapSMC,),
     "tempered": (TemperedSMC,),

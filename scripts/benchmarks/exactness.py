@@ -30,6 +30,7 @@ from samplers import (
     SMC,
     SVDD,
     TDS,
+    AutoSMC,
     BestOfN,
     BootstrapSMC,
     CoDe,
@@ -79,6 +80,8 @@ SAMPLERS: dict[str, Callable[[int], Search]] = {
     "smc-multinomial": lambda k: BootstrapSMC(
         k, ess_threshold=1.0, resampler="multinomial", returns="all"
     ),
+    "auto": lambda k: AutoSMC(k, returns="all"),
+    "auto-in-run": lambda k: AutoSMC(k, returns="all"),
     "smc-tempered": lambda k: TemperedSMC(k, returns="all"),
     "smc-exponential": lambda k: TemperedSMC(k, temperature="exponential", returns="all"),
     "smc-adaptive": lambda k: TemperedSMC(k, temperature="adaptive", returns="all"),
@@ -97,6 +100,8 @@ SAMPLERS: dict[str, Callable[[int], Search]] = {
         k - k // 4, initial=Resampled(STEPS * (k // 4)), returns="all"
     ),
 }
+#: Those that are told the reward's spread over base samples, as ``steer calibrate`` measures it.
+CALIBRATED = ("auto",)
 #: Those that follow the gradient of the reward, which the indicator does not have.
 GRADIENT = ("tds", "das")
 #: Runs of a cell before its standard error decides how many more it needs.
@@ -251,6 +256,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             cell.batch_size,
             first=known,
             budget=Budget(nfe=STEPS * cell.k),
+            spread=base_spread(problem) if cell.sampler in CALIBRATED else None,
         )
         found = more if found is None else found + more
         row = summarise(found, problem, law)
@@ -266,6 +272,12 @@ def measure(cell: Cell) -> dict[str, Any]:
     )
 
 
+def base_spread(problem: TiltedProblem, samples: int = 100_000) -> float:
+    """Standard deviation of the reward over samples of the base law."""
+    x = problem.mixture.sample(samples, torch.Generator().manual_seed(0))
+    return float(problem.reward(x).std())
+
+
 def simulate(
     problem: TiltedProblem,
     search: Search,
@@ -275,6 +287,7 @@ def simulate(
     *,
     first: int = 0,
     budget: Budget = Budget(),
+    spread: float | None = None,
 ) -> Runs:
     """Run one search many times on one problem, as runs ``first``, ``first + 1``, ...
 
@@ -295,6 +308,7 @@ def simulate(
             seed=seed,
             lam=problem.lam,
             budget=budget,
+            spread=spread,
         )
         for i in range(first, first + runs)
     )

@@ -15,6 +15,8 @@ from samplers import (
     SVDD,
     TDS,
     Adaptive,
+    Auto,
+    AutoSMC,
     BootstrapSMC,
     CoDe,
     EntropicPF,
@@ -42,10 +44,23 @@ from steering.search import BudgetTooSmall, Facts
 from steering.tilted import HalfRingReward
 from steering.transitions import Gaussian
 
-PRESETS = [BootstrapSMC, TemperedSMC, SVDD, CoDe, BFS, EntropicPF, FunnelSMC, IslandSMC, TDS, DAS]
+PRESETS = [
+    AutoSMC,
+    BootstrapSMC,
+    TemperedSMC,
+    SVDD,
+    CoDe,
+    BFS,
+    EntropicPF,
+    FunnelSMC,
+    IslandSMC,
+    TDS,
+    DAS,
+]
 VARIANTS = {
     "fk": FKSteering(),
     "bootstrap": BootstrapSMC(),
+    "auto": AutoSMC(),
     "tempered": TemperedSMC(),
     "exponential": TemperedSMC(temperature="exponential"),
     "svdd": SVDD(),
@@ -233,6 +248,56 @@ def test_the_adaptive_temperature_keeps_the_effective_sample_size():
     assert cloud.weights.times(lam * reward).ess == pytest.approx(0.9 * 16, rel=1e-6)
     assert look(Adaptive(0.9), spread=1e-3)[0] == 2.0
     assert look(Adaptive(0.9), lam=0.0)[0] == 0.0
+
+
+def test_the_auto_temperature_is_the_formula_it_says():
+    """By hand, for a measured spread: S = 6 and 16 particles."""
+    t, cloud, reward = [], *look(Auto())[1:]
+    _, model = mixture(steps=10)
+    for step in (0, 5, 10):
+        seen = Look(model.grid, step, 2.0, cloud, reward, spread=3.0)
+        a = 0.65 * (6 / 1.4) ** 0.5 - 1
+        signal = model.grid[step].alpha ** 2
+        expected = 2.0 / (1 + a * (1 - 2 * signal / (1 + signal)))
+        assert Auto()(seen) == pytest.approx(expected)
+        t.append(Auto()(seen))
+    assert t == sorted(t)
+    weak = Look(model.grid, 0, 0.01, cloud, reward, spread=3.0)
+    assert Auto()(weak) == pytest.approx(
+        0.01 / 0.65, rel=1e-3
+    )  # more than in full, where noise is high
+    assert Auto(floor=0.0)(weak) == pytest.approx(0.01)
+
+
+def test_the_strength_is_found_in_the_run_where_it_was_not_measured():
+    """Within a factor two of lambda x spread, from the early looks of a run alone."""
+    problem, model = mixture("quadratic", steps=50)
+    x = problem.mixture.sample(20_000, torch.Generator().manual_seed(0))
+    exact = problem.lam * float(problem.reward(x).std())
+    found = []
+
+    class Watched(Auto):
+        def __call__(self, look):
+            found.append(self.strength(look))
+            return super().__call__(look)
+
+    search = AutoSMC(particles=64, temperature=Watched(), returns="all")
+    run(model, problem.reward, jobs_for(model, ["a", "b"], search, lam=problem.lam))
+    assert exact / 2 < found[-1] < 2 * exact
+
+
+def test_a_smooth_potential_averages_along_the_lineage_and_telescopes():
+    zero = torch.zeros(2, dtype=torch.float64)
+    potential, total = Potential.start("smooth", zero), zero
+    for reward in ([4.0, 0.0], [0.0, 2.0], [1.0, 1.0]):
+        log_g, potential = potential.step(torch.tensor(reward, dtype=torch.float64), 3.0, keep=0.5)
+        total = total + log_g
+        potential, total = potential[torch.tensor([1, 0])], total[torch.tensor([1, 0])]
+    first, other = (4 / 2 + 2 / 2) / 2 + 1 / 2, (0 / 2 + 0 / 2) / 2 + 1 / 2
+    assert sorted(potential.statistic.tolist()) == sorted([first, other])
+    torch.testing.assert_close(total, 3.0 * potential.statistic)
+    last = torch.tensor([5.0, 6.0], dtype=torch.float64)
+    torch.testing.assert_close(total + potential.last(last, 3.0), 3.0 * last)
 
 
 # Annealed resampling, funnels and islands

@@ -23,8 +23,12 @@ def offspring(resampler, weights: torch.Tensor, draws: int, n: int | None = None
     """Children of each particle in each of many independent draws, ``(draws, k)``."""
     k = len(weights)
     n = n or k
-    u = torch.rand(draws, max(k, n), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return torch.stack([torch.bincount(resampler(weights, row, n), minlength=k) for row in u]).double()
+    u = torch.rand(
+        draws, max(k, n), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    return torch.stack(
+        [torch.bincount(resampler(weights, row, n), minlength=k) for row in u]
+    ).double()
 
 
 weight_lists = st.lists(
@@ -76,7 +80,10 @@ def test_residual_keeps_the_sure_children(raw, seed):
     ids=["rising", "zero inside", "tiny", "equal"],
 )
 def test_resampling_is_unbiased(resampler, raw, n):
-    """Mean children against n w, also for more or fewer children than particles, within 4.5 standard errors: one false alarm in 150,000."""
+    """Mean children against n w, also for more or fewer children than particles.
+
+    Within 4.5 standard errors: one false alarm in 150,000.
+    """
     weights = normalised(raw)
     children = offspring(resampler, weights, DRAWS, n)
     assert bool((children.sum(1) == (n or len(weights))).all())

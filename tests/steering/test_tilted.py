@@ -21,7 +21,9 @@ from steering.tilted import (
 from steering.transitions import DDIM
 
 every_problem = pytest.mark.parametrize("name", PROBLEMS)
-problems = pytest.mark.parametrize("name", ["linear", "quadratic", "indicator", "rare"])  # in the plane
+problems = pytest.mark.parametrize(
+    "name", ["linear", "quadratic", "indicator", "rare"]
+)  # in the plane
 
 # E[r], log Z, KL and mode masses, computed apart from this code on a dense square grid, which is off
 # by 1e-3 where a region or the reward ends abruptly
