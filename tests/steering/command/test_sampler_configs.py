@@ -13,7 +13,7 @@ from steering.command.options import config_folder, names
 from steering.search import Search
 
 NAMES = {
-    "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic", "funnel",
+    "auto", "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic", "funnel",
     "islands", "gibbs", "metropolis", "tds", "das", "rbf",
 }  # fmt: skip
 COUNTS = {"best-of-n": "n", "metropolis": "chains", "rbf": "chains"}  #: where it is not particles
