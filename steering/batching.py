@@ -100,20 +100,23 @@ class Packer:
         pieces = [torch.split(c, [len(r) for r in rows]) for c in whole]
         return list(zip(*pieces, strict=True))
 
-    def in_pieces(self, kind: str, x: Tensor, call: Callable[[Tensor], list[Any]]) -> list[Any]:
-        """Apply ``call`` to rows of one search, as many at once as fit; unpadded.
+    def in_pieces(
+        self, kind: str, x: Tensor, call: Callable[[Tensor, int], list[Any]]
+    ) -> list[Any]:
+        """Apply ``call`` to rows, as many at once as fit; unpadded.
 
         Args:
             kind: name under which the cap is remembered.
             x: ``(n, *shape)``.
-            call: takes some of the rows, returns a list with an entry for each.
+            call: takes some of the rows and the index of the first, returns a list with an entry for
+                each.
         """
         out: list[Any] = []
         while len(out) < len(x):
             size = self.bucket or self._caps.get(kind, self.cap)
             rows = x[len(out) : len(out) + size]
             try:
-                out += call(rows)
+                out += call(rows, len(out))
             except torch.OutOfMemoryError as error:
                 self._shrink(kind, len(rows), error)
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,10 @@ class Calls:
         if isinstance(request, Score):
             key = lambda r: (r.stage, r.grad_to is not None)  # noqa: E731
             return self._grouped(waiting, key, self._score)
-        return [
-            self._render(w) if isinstance(w.request, Render) else self._report(w) for w in waiting
-        ]
+        serve = self._render if isinstance(request, Render) else self._report
+        if self._packer.bucket is not None:  # unpadded calls, whose bits would depend on neighbours
+            return [answer for live in waiting for answer in serve([live])]
+        return self._grouped(waiting, lambda r: None, serve)
 
     def _grouped(
         self,
@@ -220,34 +222,42 @@ class Calls:
 
     # ---- the end of a search
 
-    def _render(self, live: Live) -> list[Any]:
-        request = live.request
-        assert isinstance(request, Render)
-        with self._stopwatch("render", [(live.usage, len(request.x_0))]):
-            media = self._packer.in_pieces(
-                "render",
-                request.x_0,
-                lambda x: self._model.render(x, [live.job.conditioning] * len(x)),
+    def _render(self, waiting: list[Live]) -> list[list[Any]]:
+        states = [_render_request(live).x_0 for live in waiting]
+        handles = [
+            live.job.conditioning for live, x in zip(waiting, states, strict=True) for _ in x
+        ]
+        payers = [(live.usage, len(x)) for live, x in zip(waiting, states, strict=True)]
+        with self._stopwatch("render", payers):
+            media = iter(
+                self._packer.in_pieces(
+                    "render",
+                    torch.cat(states),
+                    lambda x, first: self._model.render(x, handles[first : first + len(x)]),
+                )
             )
-        live.usage.renders += len(media)
-        return media
+        for usage, rows in payers:
+            usage.renders += rows
+        return [list(itertools.islice(media, rows)) for _, rows in payers]
 
-    def _report(self, live: Live) -> dict[str, list[float]]:
+    def _report(self, waiting: list[Live]) -> list[dict[str, list[float]]]:
         """Held-out rewards of finished rows; outside the budget, counted apart."""
-        request = live.request
-        assert isinstance(request, Report)
         names: list[str] = []
-        apart = Usage()
-        rows = self._score_rows(live, request.x_0, self._held_out)
-        rows = Rows(rows.x, apart, rows.extras)
-        [(table,)] = self._packer.map(
+        rows, apart = [], []
+        for live in waiting:
+            assert isinstance(live.request, Report)
+            apart.append(Usage())
+            given = self._score_rows(live, live.request.x_0, self._held_out)
+            rows.append(Rows(given.x, apart[-1], given.extras))
+        tables = self._packer.map(
             "score",
             lambda b: self._score_batch(b, Stage.FINAL, self._held_out, names, False),
-            [rows],
+            rows,
         )
-        live.usage.held_out_decodes += apart.decodes
-        live.usage.held_out_calls += apart.reward_calls
-        return {name: table[:, i].tolist() for i, name in enumerate(names)}
+        for live, spent in zip(waiting, apart, strict=True):
+            live.usage.held_out_decodes += spent.decodes
+            live.usage.held_out_calls += spent.reward_calls
+        return [{name: table[:, i].tolist() for i, name in enumerate(names)} for (table,) in tables]
 
 
 class _CountBackward(torch.autograd.Function):
@@ -290,4 +300,9 @@ def _denoise_request(live: Live) -> Denoise:
 
 def _score_request(live: Live) -> Score:
     assert isinstance(live.request, Score)
+    return live.request
+
+
+def _render_request(live: Live) -> Render:
+    assert isinstance(live.request, Render)
     return live.request

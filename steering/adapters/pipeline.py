@@ -66,6 +66,7 @@ class PipelineModel:
         self._call = {k: v for k, v in call.items() if k != "negative_prompt"}
         self._negative = call.get("negative_prompt")
         self._plans: dict[bool, Plan] = {}
+        self._device: tuple[Any, torch.device] | None = None
         self._plan = self._learn(negative=self._negative is not None)
         self._encoder = Encoder(pipe, self._call)
         scheduler = self._plan.scheduler
@@ -122,8 +123,12 @@ class PipelineModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes."""
-        return torch.device(self.pipe._execution_device)
+        """Where the pipeline computes; asked anew only when its denoiser moved or was hooked."""
+        network = self.pipe.__dict__[self._plan.network]
+        seen = next(network.parameters()).device, id(getattr(network, "_hf_hook", None))
+        if self._device is None or self._device[0] != seen:  # the pipeline walks all its modules
+            self._device = seen, torch.device(self.pipe._execution_device)
+        return self._device[1]
 
     @property
     def dtype(self) -> torch.dtype:

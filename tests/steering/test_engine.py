@@ -450,6 +450,40 @@ def test_pictures_are_rendered_in_pieces_that_fit():
     assert max(sizes) <= 3
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_searches_that_end_together_are_rendered_and_judged_together(deterministic):
+    """One call for all; in deterministic mode one a search, whose bits then know no neighbour."""
+    problem, inner = mixture(steps=4)
+    rendered, judged = [], []
+
+    class Watched(Recorder):
+        def render(self, x_0, conditioning):
+            assert len(conditioning) == len(x_0)
+            rendered.append(len(x_0))
+            return list(x_0)
+
+    def judge(x, prompts):
+        judged.append(len(x))
+        return x[:, 0]
+
+    engine = Engine(
+        Watched(inner),
+        problem.reward,
+        held_out={"first": FunctionReward(judge)},
+        batch_size=64,
+        bucket=16,
+        deterministic=deterministic,
+    )
+    jobs = jobs_for(inner, ["a", "b", "c"], BestOfN(4, in_flight=4, returns="all"))
+    for result in engine.run(jobs):
+        chosen = result.outcome.x_0[result.outcome.chosen]
+        assert torch.equal(torch.stack(result.media), chosen)
+        torch.testing.assert_close(result.held_out["first"], chosen[:, 0].tolist())
+        assert (result.usage.renders, result.usage.held_out_calls) == (4, 4)
+    assert rendered == ([4, 4, 4] if deterministic else [12])
+    assert len(judged) == (3 if deterministic else 1)
+
+
 def test_time_counts_within_the_first_candidates_of_best_of_n():
     import time
 

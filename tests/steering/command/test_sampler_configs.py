@@ -13,8 +13,8 @@ from steering.command.options import config_folder, names
 from steering.search import Search
 
 NAMES = {
-    "auto", "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic", "funnel",
-    "islands", "gibbs", "metropolis", "tds", "das", "rbf",
+    "auto", "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic",
+    "funnel", "islands", "gibbs", "metropolis", "tds", "das", "rbf",
 }  # fmt: skip
 COUNTS = {"best-of-n": "n", "metropolis": "chains", "rbf": "chains"}  #: where it is not particles
 PLAN = ["plan", "--pipeline", "shapes-sd", "--reward", "shapes-clip", "--prompt", "a ring"]
