@@ -12,9 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import Results
+from benchmarks.pool import pooled
 from samplers import (
     BFS,
     DAS,
@@ -216,26 +215,9 @@ def run(options: Any) -> None:
     ]
     todo = [cell for cell in cells if not results.has(cell.settings)]
     end = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
-    for row in tqdm(_measured(todo, options.processes, end), "exactness", len(todo)):
+    rows = pooled(measure, todo, options.processes, lambda cell: time.monotonic() < end)
+    for row in tqdm(rows, "exactness", len(todo)):
         results.add(row)
-
-
-def _measured(cells: list[Cell], processes: int, end: float) -> Iterator[dict[str, Any]]:
-    """Rows as they are done; none is begun after ``end`` on the monotonic clock."""
-    if processes == 1:
-        for cell in cells:
-            if time.monotonic() < end:
-                yield measure(cell)
-        return
-    left = iter(cells)
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        running = {pool.submit(measure, cell) for cell in itertools.islice(left, processes)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                if time.monotonic() < end:
-                    running |= {pool.submit(measure, cell) for cell in itertools.islice(left, 1)}
-                yield future.result()
 
 
 def measure(cell: Cell) -> dict[str, Any]:

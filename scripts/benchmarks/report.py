@@ -26,6 +26,7 @@ class Setting:
     seeds: int
     device: str
     batch_size: int | None
+    processes: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Join the chunks; a prompt that two rows hold counts once, from the first."""
     parts: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        setting = Setting(**{f.name: row[f.name] for f in fields(Setting)})
+        setting = Setting(**{f.name: row[f.name] for f in fields(Setting) if f.name in row})
         key = (setting, row["sampler"], row["budget"], row["equal_seconds"])
         parts.setdefault(key, []).append(row)
     return [_joined(key, chunks) for key, chunks in parts.items()]

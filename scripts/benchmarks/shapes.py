@@ -8,12 +8,16 @@ tables and plots of the files.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
@@ -26,6 +30,7 @@ from benchmarks.embedded import (
     search_named,
     steered,
 )
+from benchmarks.pool import pooled
 from benchmarks.shapes_cells import Rows, measure, summarise, warm_up
 from samplers import BestOfN
 from steering import shapes
@@ -57,6 +62,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--strength", type=float, default=4.0, help="in spreads of the reward")
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="cells at once, dealt to all CUDA devices"
+    )
+    parser.add_argument(
+        "--tf32", action="store_true", help="matrix products on tensor cores, as convolutions are"
+    )
     parser.add_argument(
         "--quick", action="store_true", help=f"2 prompts, 2 seeds, 50 calls: {', '.join(QUICK)}"
     )
@@ -93,8 +104,71 @@ class Cell:
     equal_seconds: str | None = None
 
 
+class Doors:
+    """The embedded models of one process, each loaded when its first cell comes.
+
+    Args:
+        options: of the command.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.texts = shapes.prompts(options.prompt_set)[: options.prompts]
+        self.keys = prompt_keys(self.texts)
+        self.pipelines = {m: options_of(m, options.device) for m in options.models}
+        self.doors: dict[str, SteeredPipeline] = {}
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """The figures of a cell."""
+        door, pipeline = self._door(cell.model), self.pipelines[cell.model]
+        steps = int(pipeline.call["num_inference_steps"])
+        door.sampler = search_named(cell.sampler, cell.budget, steps)
+        door.strength, door.budget = Strength(cell.strength), Budget(nfe=cell.budget)
+        rows = slice(cell.first, cell.first + cell.prompts)
+        texts, keys = self.texts[rows], self.keys[rows]
+        found, seconds = measure(door, pipeline.call, texts, keys, cell.seeds)
+        return asdict(cell) | summarise(door, found, seconds)
+
+    def _door(self, model: str) -> SteeredPipeline:
+        if model not in self.doors:
+            pipeline, size = self.pipelines[model], self.options.batch_size
+            door = self.doors[model] = steered(pipeline, BestOfN(1), 0, batch_size=size)
+            warm_up(door, pipeline.call, self.texts[: self.options.chunk], self.options.seeds)
+        return self.doors[model]
+
+
+_HERE: dict[str, Doors] = {}  #: what this process has loaded
+
+
+def _open_doors(options: Any, cards: Any) -> None:
+    """Prepare this process: it takes the next CUDA device of the queue, if there are any."""
+    card = cards.get()
+    if card is not None:  # before CUDA starts here, so that its current device is the right one
+        os.environ["CUDA_VISIBLE_DEVICES"] = card
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    if options.processes > 1:
+        torch.set_num_threads(1)
+    _HERE["doors"] = Doors(options)
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    return _HERE["doors"].row(cell)
+
+
+def _cards(options: Any) -> Any:
+    """A queue with a CUDA device for each process, dealt in turn; None where it need not choose."""
+    many = options.processes > 1
+    queue = get_context("spawn").Manager().Queue() if many else SimpleQueue()
+    cuda = torch.cuda.device_count() if many and options.device in ("auto", "cuda") else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(cuda)]
+    for i in range(options.processes):
+        queue.put(names[i % cuda] if cuda else None)
+    return queue
+
+
 class Bench:
-    """The cells that were asked for, and the models they run on.
+    """The cells that were asked for.
 
     Args:
         options: of the command.
@@ -105,19 +179,21 @@ class Bench:
             options.prompts, options.seeds, options.nfe = 2, 2, [50]
             options.samplers = options.samplers or QUICK
         self.options = options
-        self.texts = shapes.prompts(options.prompt_set)[: options.prompts]
-        self.keys = prompt_keys(self.texts)
+        self.prompts = len(shapes.prompts(options.prompt_set)[: options.prompts])
         self.pipelines = {m: options_of(m, options.device) for m in options.models}
         device = device_of(next(iter(self.pipelines.values())))
         self.samplers = {m: samplers_of(m, options.samplers) for m in options.models}
-        self.doors: dict[str, SteeredPipeline] = {}
         self.reference = _reference(options.equal_seconds)
         for model, names in self.samplers.items():
             for name in names:
                 search_named(name, 10**6, self._steps(model))
         self.rows = Rows(options.json, device=device, seed=0)
         self.rows.take(options.merge)
-        self.where = {"device": describe(device), "batch_size": options.batch_size}
+        self.where = {
+            "device": describe(device),
+            "batch_size": options.batch_size,
+            "processes": options.processes,
+        }
 
     def cells(self, budgets: Iterable[int]) -> Iterator[Cell]:
         """What the file lacks of the comparison at equal NFE; a chunk of prompts after another."""
@@ -150,29 +226,26 @@ class Bench:
 
     def work(self, cells: list[Cell], start: float, label: str) -> bool:
         """Run cells until they or the minutes end; returns whether all were run."""
-        for i, cell in enumerate(tqdm(cells, label)):
-            spent = time.perf_counter() - start
-            if self.options.minutes and spent + self._estimate(cell) > 60 * self.options.minutes:
-                tqdm.write(f"{len(cells) - i} cells left; run again to go on")
-                return False
-            self._run(cell)
-        return True
+        done = 0
+        rows = pooled(
+            _row,
+            cells,
+            self.options.processes,
+            lambda cell: self._has_time(cell, start),
+            _open_doors,
+            (self.options, _cards(self.options)),
+        )
+        for row in tqdm(rows, label, len(cells)):
+            self.rows.add(row | self.where)
+            done += 1
+        if done < len(cells):
+            tqdm.write(f"{len(cells) - done} cells left; run again to go on")
+        return done == len(cells)
 
-    def _run(self, cell: Cell) -> None:
-        door, pipeline = self._door(cell.model), self.pipelines[cell.model]
-        door.sampler = search_named(cell.sampler, cell.budget, self._steps(cell.model))
-        door.strength, door.budget = Strength(cell.strength), Budget(nfe=cell.budget)
-        rows = slice(cell.first, cell.first + cell.prompts)
-        texts, keys = self.texts[rows], self.keys[rows]
-        found, seconds = measure(door, pipeline.call, texts, keys, cell.seeds)
-        self.rows.add(asdict(cell) | self.where | summarise(door, found, seconds))
-
-    def _door(self, model: str) -> SteeredPipeline:
-        if model not in self.doors:
-            pipeline, size = self.pipelines[model], self.options.batch_size
-            door = self.doors[model] = steered(pipeline, BestOfN(1), 0, batch_size=size)
-            warm_up(door, pipeline.call, self.texts[: self.options.chunk], self.options.seeds)
-        return self.doors[model]
+    def _has_time(self, cell: Cell, start: float) -> bool:
+        spent = time.perf_counter() - start
+        minutes = self.options.minutes
+        return minutes is None or spent + self._estimate(cell) <= 60 * minutes
 
     def _pending(
         self, block: range, model: str, name: str, budget: int, told: str | None = None
@@ -192,7 +265,7 @@ class Bench:
             yield replace(cell, first=first, prompts=count)
 
     def _blocks(self) -> list[range]:
-        n, chunk = len(self.texts), self.options.chunk
+        n, chunk = self.prompts, self.options.chunk
         return [range(first, min(first + chunk, n)) for first in range(0, n, chunk)]
 
     def _steps(self, model: str) -> int:
@@ -206,6 +279,7 @@ class Bench:
             if row["model"] == model
             and row["device"] == self.where["device"]
             and row["batch_size"] == self.where["batch_size"]
+            and row.get("processes", 1) == self.where["processes"]
             and row["equal_seconds"] is None
             and name in (None, row["sampler"])
         ]
