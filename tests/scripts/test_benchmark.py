@@ -206,3 +206,15 @@ def test_benchmarks_of_the_embedded_models_write_their_fixed_keys(tmp_path, word
     assert {"versions", "device", "seed"} <= set(found["meta"])
     [row] = found["rows"]
     assert set(keys.split()) <= set(row)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_cell_that_fails_costs_no_other_its_row(processes):
+    pool = importlib.import_module("benchmarks.pool")
+    rows = pool.pooled(math.sqrt, [4.0, -1.0, 9.0, 16.0], processes, lambda cell: cell < 16)
+    found = []
+    with pytest.raises(ExceptionGroup, match="1 cells failed") as caught:
+        found.extend(rows)
+    assert sorted(found) == [2.0, 3.0]
+    [error] = caught.value.exceptions
+    assert error.__notes__ == ["in -1.0"]
