@@ -28,7 +28,7 @@ from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Score, Scores
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.times import TimeGrid
-from steering.trace import correlation
+from steering.trace import correlations
 from steering.transitions import DDIM, Gaussian, GaussianTransition, Transition
 
 ResamplerName = Literal[
@@ -220,13 +220,12 @@ class SMC(Search):
         per_step = [sum(step) for step in zip(*self._sizes(k, facts.steps), strict=True)]
         total = self._initial.cost(facts, per_step[0])
         final = Cost(decodes=1, reward_calls=calls)
-        for i, n in enumerate(per_step):
-            told = i == 0 and self._initial.predicts
-            one = Cost(nfe=1 + self._transition.inner_calls - told)
-            if i in looks:
-                one += self._value.cost(i, facts.steps, calls)
-                one += Cost(backwards=int(self.gradient is not None))
-            total += n * one
+        denoised = sum(per_step) * (1 + self._transition.inner_calls)
+        told = per_step[0] * self._initial.predicts
+        followed = sum(per_step[i] for i in looks) if self.gradient is not None else 0
+        total += Cost(nfe=denoised - told, backwards=followed)
+        for i in looks:
+            total += per_step[i] * self._value.cost(i, facts.steps, calls)
         return total + per_step[-1] * final
 
     # ---- the search
@@ -338,7 +337,8 @@ class SMC(Search):
         k, ess = len(cloud), cloud.weights.ess
         pays = self.ess_threshold == 1 or ess < 1 + self.ess_threshold * (k - 1)
         resample = n != k or (k > 1 and pays and self._differs_later(problem.grid, i))
-        ancestors, weighed = torch.arange(k), cloud
+        ancestors: Tensor | list[int] = list(range(k))
+        weighed = cloud
         if resample:
             share = power(self.anneal, cloud.weights, i / problem.grid.steps)
             uniforms = problem.streams.uniform("resampling", island, i, max(k, n))
@@ -349,7 +349,7 @@ class SMC(Search):
             ess=ess,
             resampled=resample,
             ancestors=ancestors,
-            distinct=len(torch.unique(cloud.roots)),
+            distinct=len(set(cloud.roots.tolist())),
             reward=reward,
             lam=weighed.lam,
             **({"island": island} if self.islands > 1 else {}),
@@ -418,9 +418,10 @@ class SMC(Search):
         claims: bool,
     ) -> Outcome:
         for cloud, rewards in zip(clouds, split(final.total, clouds), strict=True):
-            for column, record in enumerate(cloud.records):
-                found = correlation(cloud.past[:, column], rewards)
-                problem.trace.records[record]["correlation"] = found
+            if cloud.records:
+                found = correlations(cloud.past, rewards)
+                for record, value in zip(cloud.records, found, strict=True):
+                    problem.trace.records[record]["correlation"] = value
         weights = joined_weights(clouds)
         chosen = choose(problem, weights, final, self.returns)
         problem.trace.record(

@@ -29,7 +29,7 @@ class Rows:
     extras: tuple[Sequence[Any], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
 
 @dataclass(frozen=True, eq=False)

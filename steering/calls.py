@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +125,12 @@ class Calls:
         parts = self._packer.map(
             "score", lambda b: self._score_batch(b, stage, rewards, names, wants_grad), rows
         )
-        columns = self._to_host([part[0] for part in parts])
+        columns, finite = self._to_host([part[0] for part in parts])
         grads: list[Tensor | None] = [None] * len(waiting)
         if wants_grad:
             grads = self._backward(waiting, requests, [part[1] for part in parts])
         return [
-            self._scores(live, names, table, grad)
+            self._scores(live, names, table, grad, finite)
             for live, table, grad in zip(waiting, columns, grads, strict=True)
         ]
 
@@ -170,10 +171,11 @@ class Calls:
         batch.payers[0][0].padding += batch.padding
         return table, *grad
 
-    def _to_host(self, tables: Sequence[Tensor]) -> list[Tensor]:
-        """One transfer for all searches of the turn."""
+    def _to_host(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+        """One transfer for all searches of the turn, and whether all numbers are finite."""
         joined = torch.cat(list(tables)).cpu()
-        return list(torch.split(joined, [len(t) for t in tables]))
+        finite = math.isfinite(float(joined.sum()))  # one that is not makes the sum so
+        return list(torch.split(joined, [len(t) for t in tables])), finite
 
     def _backward(
         self, waiting: list[Live], requests: list[Score], grads: list[Tensor]
@@ -203,10 +205,10 @@ class Calls:
         return answers
 
     def _scores(
-        self, live: Live, names: list[str], table: Tensor, grad: Tensor | None
+        self, live: Live, names: list[str], table: Tensor, grad: Tensor | None, all_finite: bool
     ) -> Scores | Exception:
-        finite = torch.isfinite(table).all(1)
-        if not finite.all():
+        if not all_finite and not torch.isfinite(table).all():
+            finite = torch.isfinite(table).all(1)
             bad = int(torch.nonzero(~finite)[0])
             column = int(torch.nonzero(~torch.isfinite(table[bad]))[0])
             value = float(table[bad, column])

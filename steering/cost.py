@@ -34,7 +34,13 @@ class Cost:
         )
 
     def __mul__(self, factor: float) -> Cost:
-        return Cost(*(getattr(self, f.name) * factor for f in fields(self)))
+        return Cost(
+            self.nfe * factor,
+            self.decodes * factor,
+            self.reward_calls * factor,
+            self.backwards * factor,
+            self.seconds * factor,
+        )
 
     __rmul__ = __mul__
 
@@ -68,10 +74,10 @@ class Budget:
 
     def exceeded_by(self, cost: Cost) -> str | None:
         """Name of the first part in which ``cost`` is over the limit, or None."""
-        for f in fields(self):
-            limit = getattr(self, f.name)
-            if limit is not None and getattr(cost, f.name) > limit:
-                return f.name
+        for name in _PARTS:
+            limit = getattr(self, name)
+            if limit is not None and getattr(cost, name) > limit:
+                return name
         return None
 
     def times(self, cost: Cost, spent: Cost | None = None) -> float:
@@ -86,6 +92,7 @@ class Budget:
 
 
 _UNLIMITED = Budget()
+_PARTS = tuple(f.name for f in fields(Budget))
 
 
 @dataclass

@@ -68,9 +68,10 @@ def move(
     Raises:
         ValueError: ``s`` is not less noisy than ``t``.
     """
-    if isinstance(transition, InnerSolve):
-        step = transition.solve(problem.at, x_t, posterior, t, s, noise, keep_graph=keep_graph)
+    if not isinstance(transition, GaussianTransition):
+        solver = cast(InnerSolve, transition)
+        step = solver.solve(problem.at, x_t, posterior, t, s, noise, keep_graph=keep_graph)
         return (yield from step)
     with torch.set_grad_enabled(keep_graph):
-        law = cast(GaussianTransition, transition)(posterior, t, s)
+        law = transition(posterior, t, s)
         return law.mean if law.std == 0 else law.sample(noise())

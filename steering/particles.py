@@ -37,7 +37,7 @@ class Weights:
         return cls(torch.zeros(k, dtype=torch.float64))
 
     def __len__(self) -> int:
-        return len(self.log_w)
+        return self.log_w.shape[0]
 
     def times(self, log_factor: Tensor) -> Weights:
         """Multiply each weight by ``exp(log_factor)``, ``(k,)``.
@@ -46,15 +46,16 @@ class Weights:
             ValueError: a factor is NaN or +inf, or all weights have become zero.
         """
         log_w = self.log_w + log_factor
-        if torch.isnan(log_w).any() or torch.isposinf(log_w).any():
+        top = float(log_w.max())  # NaN if any is
+        if -math.inf < top < math.inf:
+            return Weights(log_w, self.log_norm)
+        if top != -math.inf:
             bad = int(torch.nonzero(torch.isnan(log_w) | torch.isposinf(log_w))[0])
             raise ValueError(f"the log-weight of particle {bad} became {float(log_w[bad])}")
-        if torch.isneginf(log_w).all():
-            raise ValueError(
-                "all weights are zero: no particle is possible under the potential; lower lambda, "
-                "raise the number of particles, or check the reward for -inf"
-            )
-        return Weights(log_w, self.log_norm)
+        raise ValueError(
+            "all weights are zero: no particle is possible under the potential; lower lambda, "
+            "raise the number of particles, or check the reward for -inf"
+        )
 
     @property
     def normalised(self) -> Tensor:

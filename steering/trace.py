@@ -46,11 +46,14 @@ class Trace:
         return None
 
 
-def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson correlation of two ``(n,)`` tensors; None where it is undefined."""
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if len(a) > 1 and norm > 0 else None
+def correlations(a: Tensor, b: Tensor) -> list[float | None]:
+    """Pearson correlation of each column of ``(n, m)`` with ``(n,)``; None where it is undefined."""
+    a, b = a.double() - a.double().mean(0), b.double() - b.double().mean()
+    norms, products = (a.norm(dim=0) * b.norm()).tolist(), (b @ a).tolist()
+    some = len(b) > 1
+    return [
+        p / norm if some and norm > 0 else None for p, norm in zip(products, norms, strict=True)
+    ]
 
 
 def _plain(value: Any) -> Any:
