@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rewards.clip import CLIPScore, ContrastiveScore
     from rewards.encoders import OpenClipEncoder, WeightsUnavailable
     from rewards.ensemble import WeightedSum
+    from rewards.frames import MotionAmount, MotionSmoothness, OnFrames
     from rewards.function import PythonFunction
     from rewards.jpeg import JPEGCompressibility
     from rewards.shapes import ShapesCLIP, ShapesVerifier
@@ -21,6 +22,9 @@ _HOMES = {
     "CLIPScore": "rewards.clip",
     "ContrastiveScore": "rewards.clip",
     "JPEGCompressibility": "rewards.jpeg",
+    "MotionAmount": "rewards.frames",
+    "MotionSmoothness": "rewards.frames",
+    "OnFrames": "rewards.frames",
     "OpenClipEncoder": "rewards.encoders",
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
@@ -34,6 +38,9 @@ __all__ = [
     "CLIPScore",
     "ContrastiveScore",
     "JPEGCompressibility",
+    "MotionAmount",
+    "MotionSmoothness",
+    "OnFrames",
     "OpenClipEncoder",
     "PythonFunction",
     "RewardModel",

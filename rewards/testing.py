@@ -33,7 +33,8 @@ def check_reward(
 
     Args:
         reward: the reward.
-        media: ``(B, 3, H, W)``, B at least 2, away from 0 and 1 so that steps stay inside.
+        media: ``(B, 3, H, W)``, or ``(B, F, 3, H, W)`` of a video's reward; B at least 2, away from 0
+            and 1 so that steps stay inside.
         items: B items; two of other prompts whose scores differ, if the reward needs text.
         tolerance: of equal scores, relative to 1 + their size.
         step: length of a finite difference, in the norm of one picture; long where rounding to 8
@@ -116,11 +117,14 @@ def _check_gradient(
     steepest = gradient.flatten(1).norm(dim=1)
     _require(bool((steepest > 0).all()), "is differentiable, but the gradient of a row is zero")
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(2, len(media), 3, 4, 4, generator=generator).to(media)
+    coarse = torch.randn(2, *media.shape[:-2], 4, 4, generator=generator).to(media)
     # The gradient's own direction has the strongest signal; blocks see what it may have left out.
-    blocks = [functional.interpolate(noise, size=media.shape[-2:]) for noise in coarse]
+    blocks = [
+        functional.interpolate(noise.flatten(0, -4), size=media.shape[-2:]).reshape(media.shape)
+        for noise in coarse
+    ]
     for direction in (gradient, *blocks):
-        unit = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        unit = direction / direction.flatten(1).norm(dim=1).reshape(-1, *[1] * (media.ndim - 1))
         with torch.no_grad():
             ahead = _total(reward, media + step * unit, features)
             behind = _total(reward, media - step * unit, features)
