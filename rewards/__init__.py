@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from rewards.ensemble import WeightedSum
     from rewards.function import PythonFunction
     from rewards.jpeg import JPEGCompressibility
+    from rewards.judge import CalibratedSum, JudgeFit, fit_to_judge
     from rewards.shapes import ShapesCLIP, ShapesVerifier
 
 _HOMES = {
+    "CalibratedSum": "rewards.judge",
     "CLIPScore": "rewards.clip",
     "ContrastiveScore": "rewards.clip",
     "JPEGCompressibility": "rewards.jpeg",
+    "JudgeFit": "rewards.judge",
     "OpenClipEncoder": "rewards.encoders",
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
@@ -28,12 +31,15 @@ _HOMES = {
     "ShapesVerifier": "rewards.shapes",
     "WeightedSum": "rewards.ensemble",
     "WeightsUnavailable": "rewards.encoders",
+    "fit_to_judge": "rewards.judge",
 }
 
 __all__ = [
     "CLIPScore",
+    "CalibratedSum",
     "ContrastiveScore",
     "JPEGCompressibility",
+    "JudgeFit",
     "OpenClipEncoder",
     "PythonFunction",
     "RewardModel",
@@ -41,6 +47,7 @@ __all__ = [
     "ShapesVerifier",
     "WeightedSum",
     "WeightsUnavailable",
+    "fit_to_judge",
 ]
 
 
