@@ -293,3 +293,25 @@ def test_on_the_embedded_model(shapes_sd, shapes_clip):
     out = steered("a red ring left of a blue cross", num_inference_steps=4, guidance_scale=2.0)
     assert out.steering.usage.nfe <= 24
     assert out.images[0].size == (64, 64)
+
+
+def test_a_clarity_that_the_command_wrote_is_read_by_a_gate(
+    tmp_path, shapes_sd, shapes_clip, capsys
+):
+    from steering import SteeredPipeline
+    from steering.command.main import main
+
+    words = ["--pipeline", "shapes-sd", "--reward", "shapes-clip", "--prompt", "a red ring"]
+    steps = ["--pipeline.call.num_inference_steps", "4", "--pipeline.call.guidance_scale", "2.0"]
+    given = ["--count", "1", "--samples", "4", "--clarity", "true", "--output", str(tmp_path / "c")]
+    assert main(["calibrate", *words, *steps, *given]) == 0, capsys.readouterr().err
+    assert "rank correlation by step 0: " in capsys.readouterr().out
+    [file] = (tmp_path / "clarity").glob("*.json")
+    search = Halving(4, gate=Gate(-0.9, clarity=str(file)))
+    assert search.plan(Facts(4, 4)).exact
+    steered = SteeredPipeline(shapes_sd, sampler=search, reward=shapes_clip, seed=0)
+    out = steered("a red ring", num_inference_steps=4, guidance_scale=2.0)
+    assert out.steering.usage.nfe == search.plan(Facts(4, 4)).cost.nfe
+    saved = Clarity.load(file)
+    key = steered.calibration_key(num_inference_steps=4, guidance_scale=2.0)
+    assert (saved.model, saved.reward) == key
