@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +186,14 @@ def test_a_weighed_reward_that_is_missing_is_named():
         CalibratedSum({"red": red()}, fit)
     silent = JudgeFit(**{**fit.__dict__, "weights": (1.0, 0.0)})
     assert CalibratedSum({"red": red()}, silent).weights.keys() == {"red"}
+
+
+def test_the_example_of_its_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "judge.md"
+    [code] = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    found = {}
+    exec(compile(code, str(page), "exec"), found)
+    assert found["fit"].weights[0] > 0.5
+    reward = found["reward"]
+    assert reward(MEDIA, [reward.prepare(item) for item in ITEMS])["calibrated-sum"].shape == (6,)

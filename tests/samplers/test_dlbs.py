@@ -125,6 +125,13 @@ def test_looking_ahead_finds_more_reward_with_equal_beams():
     assert far - near > 3 * (near_error**2 + far_error**2) ** 0.5
 
 
+def test_with_a_linear_reward_looking_ahead_buys_nothing():
+    """The reward of the mean is the mean of the reward: the best value there is."""
+    near, near_error = mean_reward(DLBS(2, 2), "linear", 100)
+    far, far_error = mean_reward(DLBS(2, 2, lookahead=6), "linear", 100)
+    assert abs(far - near) < 3 * (near_error**2 + far_error**2) ** 0.5
+
+
 def test_beams_find_more_reward_than_best_of_n_at_equal_nfe():
     search = DLBS(2, 3)
     nfe = search.plan(Facts(20, 20)).cost.nfe
