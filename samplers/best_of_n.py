@@ -171,7 +171,7 @@ class BestOfN(Search):
             kept.append((x_0, scores) if self.returns == "all" else _best(x_0, scores))
             first = draws.stop
         x_0 = torch.cat([x for x, _ in kept])
-        scores = _joined([s for _, s in kept])
+        scores = joined([s for _, s in kept])
         order = torch.argsort(scores.total, descending=True, stable=True).tolist()
         chosen = order if self.returns == "all" else order[:1]
         every = torch.cat(totals)
@@ -207,7 +207,8 @@ def _earlier(state: BestOfNState, problem: Problem) -> tuple[Tensor, Scores]:
     return state.x_0.to(problem.device), Scores(state.totals.max().reshape(1), state.columns)
 
 
-def _joined(parts: list[Scores]) -> Scores:
+def joined(parts: list[Scores]) -> Scores:
+    """Scores of several parts as one, in the columns that all of them have."""
     names = set.intersection(*(set(p.columns) for p in parts))
     columns = {name: torch.cat([p.columns[name] for p in parts]) for name in sorted(names)}
     return Scores(torch.cat([p.total for p in parts]), columns)

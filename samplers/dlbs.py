@@ -22,6 +22,7 @@ from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.transitions import DDIM, Transition
+from steering.watching import in_time
 
 
 @dataclass(frozen=True)
@@ -201,12 +202,3 @@ class DLBS(Search):
         problem.trace.record(step=i, model_t=problem.grid[i].model_t, reward=reward, ancestors=rows)
         rows = rows.to(x_s.device)
         return x_s[rows], posterior[rows]
-
-
-def in_time(problem: Problem, calls: float, i: int) -> bool:
-    """Whether there is time for so many denoiser calls, and to finish one row from index ``i`` on."""
-    if problem.facts.budget.seconds is None:
-        return True
-    step = Cost(seconds=problem.seconds_for(calls))
-    finish = Cost(seconds=problem.seconds_for(problem.grid.steps - i))
-    return problem.affords(step, holding_back=finish)

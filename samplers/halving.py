@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from samplers.dlbs import in_time
+from samplers.best_of_n import joined
 from samplers.gate import Gate, learned
 from samplers.initial import at_least_one
 from samplers.keep import Keep, keeper
@@ -24,7 +25,7 @@ from steering.paths import SamplingPath
 from steering.requests import Denoise, Request, Score, Scores
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.transitions import DDIM, Transition
-from steering.watching import steps_of, watch
+from steering.watching import in_time, steps_of, watch
 
 ODE = DDIM(0.0)
 
@@ -109,7 +110,7 @@ class Halving(Search):
             raise BudgetTooSmall(
                 f"one candidate costs {one}, more than the budget {facts.budget} allows"
             )
-        if self.gate is not None and self._learns:
+        if self._learns:
             return self._bound(facts, one)
         known = None if self.gate is None else self.gate.known
         rungs = self._rungs(facts.steps, known)
@@ -153,7 +154,7 @@ class Halving(Search):
 
     def _descent(self, facts: Facts, n: int, rungs: Mapping[int, float]) -> Cost:
         """Of ``n`` candidates carried to the end through the rejections."""
-        total, inner = Cost(), self._transition_calls
+        total, inner = Cost(), self.transition.inner_calls
         for i in range(facts.steps):
             total += n * Cost(nfe=1)
             if i in rungs and n > 1:
@@ -161,10 +162,6 @@ class Halving(Search):
                 n = _kept(n, rungs[i])
             total += n * Cost(nfe=inner)
         return total + n * Cost(decodes=1, reward_calls=facts.calls_per_row)
-
-    @property
-    def _transition_calls(self) -> int:
-        return self.transition.inner_calls
 
     def _piloted(self, facts: Facts, pilot: int) -> Cost:
         """Of the pilot."""
@@ -174,58 +171,53 @@ class Halving(Search):
         return pilot * one
 
     def _pilot(self, facts: Facts) -> int:
-        """Candidates of the pilot: 0 where three do not fit."""
-        assert self.gate is not None
-        asked = min(self.gate.pilot, self.n)
-        fits = [
-            p for p in range(asked + 1) if not facts.budget.exceeded_by(self._piloted(facts, p))
-        ]
-        return fits[-1] if fits[-1] >= 3 else 0
+        """Candidates of the pilot: 0 where three do not fit, or none is left to be rejected."""
+        if self.gate is None or not self._learns or self.n <= self.gate.pilot:
+            return 0
+        for pilot in range(self.gate.pilot, 2, -1):
+            if not facts.budget.exceeded_by(self._piloted(facts, pilot)):
+                return pilot
+        return 0
 
     def _most(self, facts: Facts, rungs: Mapping[int, float], n: int, spent: Cost) -> int:
         """Most candidates, ``n`` at most, that what is left of the budget pays for."""
-        while n and facts.budget.exceeded_by(spent + self._descent(facts, n, rungs)):
-            n -= 1
-        return n
+
+        def too_dear(more: int) -> bool:
+            total = spent + self._descent(facts, more + 1, rungs)
+            return facts.budget.exceeded_by(total) is not None
+
+        return bisect_left(range(n), True, key=too_dear)
 
     # ---- the search
 
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         """Pilot, if the gate learns; then all others, of whom the worse are dropped on the way."""
-        settings, facts = self.plan(problem.facts).settings, problem.facts
+        settings = self.plan(problem.facts).settings
         problem.trace.record(**settings)
-        pilot, n = settings.get("pilot", 0), settings["n"]
+        pilot, complete = settings.get("pilot", 0), True
         known = None if self.gate is None else self.gate.known
         parts: list[tuple[Tensor, Scores]] = []
-        complete = True
         if known is not None:
             known.check(problem.grid)
         if pilot and self.gate is not None:
-            x_t = problem.initial(range(pilot))
             seen = yield from watch(
-                problem, x_t, range(pilot), self.gate.levels, self.transition, foresee=self._value
+                problem, pilot, self.gate.levels, self.transition, foresee=self._value
             )
             parts.append((seen.x_0, seen.scores))
-            known = learned(problem, seen)
+            known, complete = learned(problem, seen), seen.complete
         rungs = self._opened(problem, known)
-        n = pilot + self._most(facts, rungs, n - pilot, _counted(problem))
-        if n > pilot and parts:
-            n = pilot + self._in_time(problem, n - pilot)
-        if n > pilot:
-            draws = range(pilot, n)
-            x_0, complete = yield from self._carried(problem, draws, rungs)
+        last = pilot + self._rest(problem, rungs, settings["n"] - pilot, bool(parts))
+        if last > pilot:
+            x_0, complete = yield from self._carried(problem, range(pilot, last), rungs)
             scores = yield Score(x_0, Stage.FINAL)
             parts.append((x_0, scores))
-        x_0 = torch.cat([x for x, _ in parts])
-        columns = {
-            name: torch.cat([s.columns[name] for _, s in parts]) for name in parts[0][1].columns
-        }
-        scores = Scores(torch.cat([s.total for _, s in parts]), columns)
+        x_0, scores = torch.cat([x for x, _ in parts]), joined([s for _, s in parts])
         order = torch.argsort(scores.total, descending=True, stable=True).tolist()
         chosen = order if self.returns == "all" else order[:1]
         problem.trace.record(step=problem.grid.steps, reward=scores.total, chosen=chosen)
         log_w = torch.zeros(len(x_0), dtype=torch.float64)
-        return Outcome(x_0, scores, log_w, chosen, complete=complete, extra={"clarity": known})
+        extra = {"clarity": known}
+        return Outcome(x_0, scores, log_w, chosen, complete=complete, extra=extra)
 
     def _opened(self, problem: Problem, known: Clarity | None) -> dict[int, float]:
         """The rejections that the gate lets through."""
@@ -237,13 +229,16 @@ class Halving(Search):
             problem.trace.record(event="gate", trusted=trusted, correlation=list(known.ranked))
         return rungs
 
-    def _in_time(self, problem: Problem, n: int) -> int:
-        """Candidates that there is time to begin with, of ``n``."""
-        seconds = problem.facts.budget.seconds
-        if seconds is None:
+    def _rest(self, problem: Problem, rungs: Mapping[int, float], most: int, finished: bool) -> int:
+        """Candidates that what is left of the budget pays for."""
+        spent = problem.usage.cost
+        counted = Cost(spent.nfe, spent.decodes, spent.reward_calls, spent.backwards)
+        n = self._most(problem.facts, rungs, most, counted)
+        left = problem.facts.budget.seconds
+        one = problem.seconds_for(problem.grid.steps * (1 + self.transition.inner_calls))
+        if left is None or not finished or not one:
             return n
-        one = problem.seconds_for(problem.grid.steps * (1 + self._transition_calls))
-        return min(n, max(int((seconds - problem.usage.seconds) / one), 0)) if one else n
+        return min(n, max(int((left - spent.seconds) / one), 0))
 
     def _carried(
         self, problem: Problem, draws: Sequence[int], rungs: Mapping[int, float]
@@ -252,7 +247,7 @@ class Halving(Search):
         grid, ids, complete = problem.grid, torch.tensor(list(draws)), True
         x_t = problem.initial(draws)
         for i in range(grid.steps):
-            calls = len(ids) * (1 + self._transition_calls)
+            calls = len(ids) * (1 + self.transition.inner_calls)
             if len(ids) > 1 and not in_time(problem, calls, i):
                 problem.trace.record(step=i, event="out of time", ancestors=ids[:1])
                 x_t, ids, complete = x_t[:1], ids[:1], False
@@ -274,12 +269,6 @@ class Halving(Search):
 def _kept(n: int, share: float) -> int:
     """Candidates that a rejection leaves of ``n``."""
     return max(math.ceil(share * n - 1e-9), 1)
-
-
-def _counted(problem: Problem) -> Cost:
-    """What was spent, seconds left aside."""
-    spent = problem.usage.cost
-    return Cost(spent.nfe, spent.decodes, spent.reward_calls, spent.backwards)
 
 
 def _at_most(cost: Cost, budget: Budget) -> Cost:

@@ -61,9 +61,7 @@ class Watched(Search):
         return Plan(self.n * one, one, self.n)
 
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
-        draws = range(self.n)
-        x_t = problem.noise("initial", draws, 0) * problem.initial_std
-        watched = yield from watch(problem, x_t, draws, self.levels, self.transition)
+        watched = yield from watch(problem, self.n, self.levels, self.transition)
         extra = {"grid": problem.grid, "looked": watched.looked, "rewards": watched.rewards}
         log_w = torch.zeros(self.n, dtype=torch.float64)
         return Outcome(watched.x_0, watched.scores, log_w, chosen=[], extra=extra)
@@ -78,44 +76,58 @@ class Watch:
         scores: their rewards.
         looked: steps at which predictions were scored.
         rewards: of the predictions, float64 ``(len(looked), n)``.
+        complete: False where time allowed to finish the first alone; nothing was then learned.
     """
 
     x_0: Tensor
     scores: Scores
     looked: list[int]
     rewards: Tensor
+    complete: bool = True
 
 
 def watch(
     problem: Problem,
-    x_t: Tensor,
-    draws: Sequence[int],
+    n: int,
     levels: Sequence[int | float],
     transition: Transition,
     *,
     foresee: Foresee | None = None,
 ) -> Generator[Request, Any, Watch]:
-    """Carry rows from the start of the grid to its end, scoring their predictions at some steps.
+    """Carry the first candidates of a search to the end, scoring their predictions at some steps.
 
     Args:
         problem: whose grid, model and reward.
-        x_t: states at ``grid[0]``, ``(n, *shape)``.
-        draws: draw ids of their noise.
-        levels: steps, or shares of the grid.
+        n: candidates, of the draw ids below ``n``.
+        levels: steps at which they are scored, or their shares of the grid.
         transition: how they move.
         foresee: what a state is worth, from its posterior and step; None: the reward of the
             predicted x_0.
     """
-    foresee = foresee or _predicted
-    looked, rewards = steps_of(levels, problem.grid.steps), []
+    foresee, x_t, complete = foresee or _predicted, problem.initial(range(n)), True
+    looked = steps_of(levels, problem.grid.steps)
+    rewards: list[Tensor] = []
     for i, (t, s) in enumerate(pairwise(problem.grid)):
+        if len(x_t) > 1 and not in_time(problem, len(x_t) * (1 + transition.inner_calls), i):
+            problem.trace.record(step=i, event="out of time", ancestors=[0])
+            x_t, looked, rewards, complete = x_t[:1], [], [], False
         posterior = yield Denoise(x_t, t)
         if i in looked:
             rewards.append((yield from foresee(problem, posterior, i)))
-        noise = partial(problem.noise, "transition", draws, i)
+        noise = partial(problem.noise, "transition", range(len(x_t)), i)
         x_t = yield from move(problem, transition, x_t, posterior, t, s, noise)
     final = yield Score(x_t, Stage.FINAL)
-    return Watch(x_t, final, looked, torch.stack(rewards))
+    seen = torch.stack(rewards) if rewards else final.total.new_zeros(0, len(x_t))
+    return Watch(x_t, final, looked, seen, complete)
+
+
+def in_time(problem: Problem, calls: float, i: int) -> bool:
+    """Whether there is time for so many denoiser calls, and to finish one row from index ``i`` on."""
+    if problem.facts.budget.seconds is None:
+        return True
+    step = Cost(seconds=problem.seconds_for(calls))
+    finish = Cost(seconds=problem.seconds_for(problem.grid.steps - i))
+    return problem.affords(step, holding_back=finish)
 
 
 def _predicted(

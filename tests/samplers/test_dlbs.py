@@ -120,15 +120,15 @@ def mean_reward(search, name, runs, steps=20):
 
 def test_looking_ahead_finds_more_reward_with_equal_beams():
     """The reward of the mean says nothing here: between modes it is 0, wherever they lie."""
-    near, near_error = mean_reward(DLBS(2, 2), "indicator", 150)
-    far, far_error = mean_reward(DLBS(2, 2, lookahead=6), "indicator", 150)
+    near, near_error = mean_reward(DLBS(2, 2), "indicator", 120)
+    far, far_error = mean_reward(DLBS(2, 2, lookahead=6), "indicator", 120)
     assert far - near > 3 * (near_error**2 + far_error**2) ** 0.5
 
 
 def test_with_a_linear_reward_looking_ahead_buys_nothing():
     """The reward of the mean is the mean of the reward: the best value there is."""
-    near, near_error = mean_reward(DLBS(2, 2), "linear", 100)
-    far, far_error = mean_reward(DLBS(2, 2, lookahead=6), "linear", 100)
+    near, near_error = mean_reward(DLBS(2, 2), "linear", 60)
+    far, far_error = mean_reward(DLBS(2, 2, lookahead=6), "linear", 60)
     assert abs(far - near) < 3 * (near_error**2 + far_error**2) ** 0.5
 
 

@@ -107,16 +107,16 @@ def test_those_that_are_left_are_what_they_would_have_been():
 
 
 def test_it_finds_more_than_best_of_n_at_equal_nfe():
-    problem, model = mixture("quadratic", steps=20)
+    problem, model = mixture("quadratic", steps=10)
     found = {}
-    budget = Budget(nfe=160)
+    budget = Budget(nfe=80)
     for name, search in {
         "best": BestOfN(99, solver=DDIM(0.0)),
         "halving": Halving(99, steps=[0.3, 0.4, 0.5]),
     }.items():
         jobs = jobs_for(model, [str(i) for i in range(100)], search, budget=budget)
         results = run(model, problem.reward, jobs, batch_size=4096)
-        assert 140 <= max(r.usage.nfe for r in results) <= 160
+        assert 70 <= max(r.usage.nfe for r in results) <= 80
         total = torch.stack([r.outcome.scores.total.max() for r in results])
         found[name] = float(total.mean()), float(total.std()) / 10
     (best, e), (halving, f) = found.values()
@@ -248,6 +248,21 @@ def test_out_of_time_one_is_finished():
     [result] = run(model, problem.reward, jobs)
     assert not result.outcome.complete
     assert result.usage.nfe == 16 + 9
+
+
+def test_out_of_time_in_the_pilot_one_is_finished():
+    problem, model = mixture(steps=10)
+    jobs = jobs_for(model, ["a"], Halving(16, gate=Gate()), budget=Budget(seconds=1e-6))
+    [result] = run(model, problem.reward, jobs)
+    assert not result.outcome.complete
+    assert result.usage.nfe == 6 + 9
+    assert len(result.outcome.x_0) == 1
+
+
+def test_there_is_no_pilot_where_none_is_left_to_be_rejected():
+    problem, model = mixture(steps=10)
+    [result] = run(model, problem.reward, jobs_for(model, ["a"], Halving(6, gate=Gate())))
+    assert counted(result.usage) == BestOfN(6).plan(FACTS).cost
 
 
 def test_impossible_candidates_are_dropped_first():
