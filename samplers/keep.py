@@ -21,8 +21,10 @@ Features = Callable[[Tensor], Tensor]
 class Keep(ABC):
     """Chooses which of some candidates go on. Thin: options are its fields."""
 
-    #: whether it always keeps as many as it may, so that what follows has a known cost
-    fills: bool = True
+    @property
+    def fills(self) -> bool:
+        """Whether it always keeps as many as it may, so that what follows has a known cost."""
+        return True
 
     @abstractmethod
     def __call__(self, reward: Tensor, x_0: Tensor, n: int) -> Tensor:
@@ -80,7 +82,7 @@ class Diverse(Keep):
             )
 
     @property
-    def fills(self) -> bool:  # type: ignore[override]
+    def fills(self) -> bool:
         """Whether nothing is dropped for its price."""
         return self.price == 0
 

@@ -63,7 +63,7 @@ class ExpectedGain:
         if len(known) < 3:
             return math.inf
         spread = float(known.std())
-        if not spread > 0:
+        if not spread > 1e-12 * float(known.abs().max()):  # equal but for rounding
             return 0.0
         gain = len(known) / len(rewards) * _GAINS[self.estimate](known)
         if self.unit == "spread":
