@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from rewards.frames import MotionAmount, MotionSmoothness, OnFrames
     from rewards.function import PythonFunction
     from rewards.jpeg import JPEGCompressibility
+    from rewards.judge import CalibratedSum, JudgeFit, fit_to_judge
     from rewards.shapes import ShapesCLIP, ShapesVerifier
 
 _HOMES = {
+    "CalibratedSum": "rewards.judge",
     "CLIPScore": "rewards.clip",
     "ContrastiveScore": "rewards.clip",
     "JPEGCompressibility": "rewards.jpeg",
+    "JudgeFit": "rewards.judge",
     "MotionAmount": "rewards.frames",
     "MotionSmoothness": "rewards.frames",
     "OnFrames": "rewards.frames",
@@ -32,12 +35,15 @@ _HOMES = {
     "ShapesVerifier": "rewards.shapes",
     "WeightedSum": "rewards.ensemble",
     "WeightsUnavailable": "rewards.encoders",
+    "fit_to_judge": "rewards.judge",
 }
 
 __all__ = [
     "CLIPScore",
+    "CalibratedSum",
     "ContrastiveScore",
     "JPEGCompressibility",
+    "JudgeFit",
     "MotionAmount",
     "MotionSmoothness",
     "OnFrames",
@@ -48,6 +54,7 @@ __all__ = [
     "ShapesVerifier",
     "WeightedSum",
     "WeightsUnavailable",
+    "fit_to_judge",
 ]
 
 

@@ -1,10 +1,15 @@
 """Searches, one idea a file."""
 
+from samplers.adaptive import AdaptiveBestOfN
 from samplers.best_of_n import BestOfN, BestOfNState
+from samplers.dlbs import DLBS
 from samplers.fk import FKSteering
+from samplers.gate import Gate
 from samplers.gibbs import ParticleGibbs, RetainedPath
 from samplers.guidance import Gradient
+from samplers.halving import Halving
 from samplers.initial import InitialNoise, Prior, Resampled, TopB
+from samplers.keep import Best, Diverse, Keep
 from samplers.metropolis import Metropolis
 from samplers.pcnl import PCNL
 from samplers.presets import (
@@ -22,32 +27,42 @@ from samplers.presets import (
 )
 from samplers.rbf import RBF
 from samplers.smc import SMC
+from samplers.stopping import ExpectedGain
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
-from samplers.values import Predicted, SoftValue, Successor
+from samplers.values import LookAhead, Predicted, SoftValue, Successor
 
 __all__ = [
     "BFS",
     "DAS",
+    "DLBS",
     "PCNL",
     "RBF",
     "SMC",
     "SVDD",
     "TDS",
     "Adaptive",
+    "AdaptiveBestOfN",
     "Auto",
     "AutoSMC",
+    "Best",
     "BestOfN",
     "BestOfNState",
     "BootstrapSMC",
     "CoDe",
     "Constant",
+    "Diverse",
     "EntropicPF",
+    "ExpectedGain",
     "Exponential",
     "FKSteering",
     "FunnelSMC",
+    "Gate",
     "Gradient",
+    "Halving",
     "InitialNoise",
     "IslandSMC",
+    "Keep",
+    "LookAhead",
     "Metropolis",
     "ParticleGibbs",
     "Predicted",

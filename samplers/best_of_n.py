@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samplers.initial import InitialNoise, together
+from samplers.stopping import ExpectedGain
 from steering.cost import Cost
 from steering.model import Stage
 from steering.requests import Request, Rollout, Score, Scores
@@ -69,6 +70,8 @@ class BestOfN(Search):
         start: chooses the initial noises; None draws them afresh.
         returns: ``"best"``, or ``"all"`` candidates, best first.
         state: an earlier search of the same prompt and seed to go on from, or None.
+        stop: draws no more once one more candidate is expected to gain too little; asked after every
+            ``in_flight`` of them. None draws all.
     """
 
     n: int = 4
@@ -77,6 +80,7 @@ class BestOfN(Search):
     start: InitialNoise | None = None
     returns: Literal["best", "all"] = "best"
     state: BestOfNState | None = None
+    stop: ExpectedGain | None = None
 
     def __post_init__(self) -> None:
         for name in ("n", "in_flight"):
@@ -113,7 +117,8 @@ class BestOfN(Search):
             )
         n = max(n, 0)
         cost = n * one + self._begin(facts, n)
-        return Plan(cost, minimum, min(n, self.in_flight), settings={"n": done + n})
+        exact = self.stop is None
+        return Plan(cost, minimum, min(n, self.in_flight), exact, settings={"n": done + n})
 
     def _one(self, facts: Facts) -> Cost:
         """Cost of one candidate, rolled out and scored."""
@@ -124,6 +129,17 @@ class BestOfN(Search):
     def _begin(self, facts: Facts, n: int) -> Cost:
         """Cost of choosing ``n`` initial noises."""
         return Cost() if self.start is None else self.start.cost(facts, n)
+
+    def _enough(self, problem: Problem, totals: list[Tensor], one: Cost) -> bool:
+        """Whether one more candidate is not worth its cost."""
+        if self.stop is None or not totals:
+            return False
+        seen = torch.cat(totals)
+        enough = self.stop(seen, one.nfe)
+        if enough:
+            gain = self.stop.gain(seen, one.nfe)
+            problem.trace.record(event="enough", candidates=len(seen), gain=gain)
+        return enough
 
     def _first(self, problem: Problem) -> int:
         """Candidates of the first turn: one where time counts and nothing is known of it yet."""
@@ -139,7 +155,7 @@ class BestOfN(Search):
         problem.trace.record(candidates=last)
         if self.start is not None:
             started = yield from self.start(problem, last)
-        while first < last:
+        while first < last and not self._enough(problem, totals, one):
             room = _room(problem, one, self.in_flight) if first else self._first(problem)
             if kept and room < 1:
                 complete = False
@@ -155,7 +171,7 @@ class BestOfN(Search):
             kept.append((x_0, scores) if self.returns == "all" else _best(x_0, scores))
             first = draws.stop
         x_0 = torch.cat([x for x, _ in kept])
-        scores = _joined([s for _, s in kept])
+        scores = joined([s for _, s in kept])
         order = torch.argsort(scores.total, descending=True, stable=True).tolist()
         chosen = order if self.returns == "all" else order[:1]
         every = torch.cat(totals)
@@ -191,7 +207,8 @@ def _earlier(state: BestOfNState, problem: Problem) -> tuple[Tensor, Scores]:
     return state.x_0.to(problem.device), Scores(state.totals.max().reshape(1), state.columns)
 
 
-def _joined(parts: list[Scores]) -> Scores:
+def joined(parts: list[Scores]) -> Scores:
+    """Scores of several parts as one, in the columns that all of them have."""
     names = set.intersection(*(set(p.columns) for p in parts))
     columns = {name: torch.cat([p.columns[name] for p in parts]) for name in sorted(names)}
     return Scores(torch.cat([p.total for p in parts]), columns)

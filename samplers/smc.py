@@ -103,7 +103,7 @@ class SMC(Search):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("start", "every", "stop"):
-            _check_step(name, getattr(self, name))
+            check_step(name, getattr(self, name))
         for name, known in (
             ("potential", get_args(PotentialName)),
             ("resampler", tuple(RESAMPLERS)),
@@ -171,9 +171,9 @@ class SMC(Search):
                 raise ValueError(f"steps {bad} lie outside the grid of {steps} transitions")
             found = sorted(set(self.steps))
         else:
-            stop = steps if self.stop is None else min(_step(self.stop, steps), steps)
-            every = max(_step(self.every, steps), 1)
-            found = list(range(_step(self.start, steps), stop, every))
+            stop = steps if self.stop is None else min(step_of(self.stop, steps), steps)
+            every = max(step_of(self.every, steps), 1)
+            found = list(range(step_of(self.start, steps), stop, every))
         return [
             i for i in found if i > 0 or not self._initial.predicts
         ]  # those are weighed already
@@ -435,7 +435,8 @@ class SMC(Search):
         return Outcome(joined_states(clouds), final, weights.log_w, chosen, log_z, complete)
 
 
-def _check_step(name: str, value: int | float | None) -> None:
+def check_step(name: str, value: int | float | None) -> None:
+    """Refuse what is neither a step nor a share of the grid; None is left alone."""
     least = 0 if name == "start" else 1
     share = isinstance(value, float) and 0 < value < 1
     if value is not None and not share and (value < least or value != int(value)):
@@ -445,7 +446,7 @@ def _check_step(name: str, value: int | float | None) -> None:
         )
 
 
-def _step(value: int | float, steps: int) -> int:
+def step_of(value: int | float, steps: int) -> int:
     """A step, where it may be given as a share of the grid."""
     return round(value * steps) if 0 < value < 1 else int(value)
 

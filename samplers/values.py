@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,6 +123,44 @@ class Successor(Value):
             ahead = DDIM(0.0)(posterior, grid[step], grid[step + 1]).mean
             guess = (yield Denoise(ahead, grid[step + 1])).x_0
         scores = yield Score(guess)
+        return scores.total
+
+
+@dataclass(frozen=True)
+class LookAhead(Value):
+    """Reward of the x_0 that noise-free steps over what is left of the grid lead to.
+
+    The look-ahead of diffusion latent beam search (Oshima et al. 2025, 2501.19252): DDIM steps from the
+    state's own time t over t j / T', j = T' .. 1, here the points of the grid nearest to them. The first
+    of its predictions is the one at the state itself, which the search has made already and goes on
+    with; the published code makes it twice.
+
+    Attributes:
+        steps: T'. With 0 and 1 it is :class:`Predicted`; never more than are left of the grid.
+    """
+
+    steps: int = 6
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}")
+
+    def path(self, step: int, steps: int) -> list[int]:
+        """Grid indices at which x_0 is predicted, the state's own first."""
+        n = max(min(self.steps, steps - step), 1)
+        return [step + round(j * (steps - step) / n) for j in range(n)]
+
+    def cost(self, step: int, steps: int, calls: int) -> Cost:
+        return Cost(nfe=len(self.path(step, steps)) - 1, decodes=1, reward_calls=calls)
+
+    def __call__(
+        self, problem: Problem, posterior: Posterior, step: int
+    ) -> Generator[Request, Any, Tensor]:
+        grid = problem.grid
+        for i, j in pairwise(self.path(step, grid.steps)):
+            ahead = DDIM(0.0)(posterior, grid[i], grid[j]).mean
+            posterior = yield Denoise(ahead, grid[j])
+        scores = yield Score(posterior.x_0)
         return scores.total
 
 

@@ -46,6 +46,11 @@ class Trace:
         return None
 
 
+def correlation(a: Tensor, b: Tensor) -> float | None:
+    """Pearson correlation of two ``(n,)`` tensors; None where it is undefined."""
+    return correlations(a[:, None], b)[0]
+
+
 def correlations(a: Tensor, b: Tensor) -> list[float | None]:
     """Pearson correlation of each column of ``(n, m)`` with ``(n,)``; None where it is undefined."""
     a, b = a.double() - a.double().mean(0), b.double() - b.double().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,18 +12,22 @@ import yaml
 from rewards import ShapesCLIP, ShapesVerifier
 from samplers import (
     BFS,
+    DLBS,
     SVDD,
+    AdaptiveBestOfN,
     AutoSMC,
     BestOfN,
     BootstrapSMC,
     CoDe,
     EntropicPF,
     FKSteering,
+    Halving,
     TemperedSMC,
 )
 from samplers.rbf import RBF, VP_PATH
 from samplers.smc import SMC
 from steering.command.options import PipelineOptions, config_folder, device_of, load_pipeline
+from steering.cost import Budget
 from steering.flow_sde import FlowSDE
 from steering.glass import GLASS
 from steering.pipeline import SteeredPipeline
@@ -78,6 +83,32 @@ def glass(nfe: int, steps: int) -> Search:
     return search
 
 
+def halving(nfe: int, steps: int) -> Search:
+    """Best of as many as can be begun, most of them rejected at 30 and 50 % of the way."""
+    facts = Facts(steps, steps, budget=Budget(nfe=nfe))
+    return Halving(Halving(nfe).plan(facts).settings["n"])
+
+
+def beams(nfe: int, steps: int, **settings: Any) -> Search:
+    """Beam search of two candidates a beam, the prediction of each being what the next step needs."""
+    facts = Facts(steps, steps, budget=Budget(nfe=nfe))
+    return DLBS(DLBS(nfe).plan(facts).settings["beams"], **settings)
+
+
+def beams_ahead(nfe: int, steps: int, **settings: Any) -> Search:
+    """Beam search with the paper's look-ahead of 6 steps, or the longest that the budget pays for.
+
+    Candidates are compared from the first quarter of the way on, so early that the budget is used.
+    """
+    for lookahead in range(6, 1, -1):
+        for count in range(max(nfe // (2 * steps), 1), 0, -1):
+            for start in range(1, max(steps // 4, 1) + 1):
+                search = DLBS(count, lookahead=lookahead, start=start, **settings)
+                if 0.95 * nfe <= search.plan(Facts(steps, steps)).cost.nfe <= nfe:
+                    return search
+    return beams(nfe, steps, lookahead=2, **settings)
+
+
 _PARTICLES: dict[str, tuple[Any, ...]] = {
     "auto": (AutoSMC,),
     "fk": (FKSteering,),
@@ -100,6 +131,12 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     **{name: particles(*kind) for name, kind in _PARTICLES.items()},
     **{f"{name}-sde": particles(*k, transition=FlowSDE()) for name, k in _PARTICLES.items()},
     **{f"{name}-vp": particles(*k, path=VP_PATH) for name, k in _PARTICLES.items()},
+    "adaptive": lambda nfe, steps: AdaptiveBestOfN(candidates(nfe, steps)),
+    "halving": halving,
+    "dlbs": beams,
+    "dlbs-la": beams_ahead,
+    "dlbs-sde": partial(beams, transition=FlowSDE()),
+    "dlbs-la-sde": partial(beams_ahead, transition=FlowSDE()),
     "rbf": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=None),
     "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
     "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),

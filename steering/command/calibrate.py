@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from rewards.base import RewardModel
+from steering.clarity import clarity_folders
 from steering.command.options import PipelineOptions, device_of, load_pipeline, read_prompts
 from steering.pilot import BaseSamples
 from steering.pipeline import SteeredPipeline
 from steering.streams import prompt_keys
-from steering.strength import cache_folder
+from steering.strength import cache_folder, pilot_prompts
+from steering.watching import Watched, clarity_of
 
 
 def calibrate(
@@ -21,6 +23,7 @@ def calibrate(
     samples: int = 16,
     seed: int = 0,
     output: Path | None = None,
+    clarity: bool = False,
 ) -> int:
     """Measure how a reward varies over samples of the base model, and save it.
 
@@ -33,6 +36,8 @@ def calibrate(
         samples: base samples a prompt.
         seed: of the samples.
         output: folder; the user's cache by default, where every run looks first.
+        clarity: measure as well from which step on intermediate rewards can be trusted, and write it to
+            a file that a gate reads (``--sampler.gate.clarity``).
 
     Returns:
         Exit status 0.
@@ -55,4 +60,11 @@ def calibrate(
     )
     path = found.save(output or cache_folder() / "calibration")
     print(f"spread {found.spread:.4g} from {len(found.centred)} samples, {usage.nfe} NFE: {path}")
+    if clarity:
+        keys = prompt_keys(prompts)
+        some = [prompts[i] for i in pilot_prompts(keys, count)]
+        seen = clarity_of(steered, some, search=Watched(samples), seed=seed, **pipeline.call)
+        path = seen.save(output.parent / "clarity" if output else clarity_folders()[0])
+        ranked = ", ".join(f"{i}: {r:.2f}" for i, r in zip(seen.looked, seen.ranked, strict=True))
+        print(f"rank correlation by step {ranked}, from {seen.samples} samples: {path}")
     return 0

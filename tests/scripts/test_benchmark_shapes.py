@@ -55,7 +55,7 @@ def test_every_family_keeps_within_its_budget_and_uses_most_of_it(embedded, nfe)
         spent = search.plan(Facts(STEPS, STEPS, budget=Budget(nfe=nfe))).cost.nfe
         assert spent <= nfe
         if name not in ("base", "rbf-glass"):
-            assert spent >= 0.95 * nfe, name
+            assert spent >= (0.9 if name == "halving" else 0.95) * nfe, name
 
 
 def test_families_are_made_as_published(embedded):

@@ -15,8 +15,14 @@ from steering.search import Search
 NAMES = {
     "auto", "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic",
     "funnel", "islands", "gibbs", "metropolis", "tds", "das", "rbf",
+    "dlbs", "halving", "adaptive",
 }  # fmt: skip
-COUNTS = {"best-of-n": "n", "metropolis": "chains", "rbf": "chains"}  #: where it is not particles
+#: where it is not particles
+COUNTS = {
+    "best-of-n": "n", "metropolis": "chains", "rbf": "chains", "dlbs": "beams", "halving": "n",
+    "adaptive": "in_flight",
+}  # fmt: skip
+BOUNDS = {"adaptive": "at most"}  #: where it is not exact
 PLAN = ["plan", "--pipeline", "shapes-sd", "--reward", "shapes-clip", "--prompt", "a ring"]
 
 
@@ -63,7 +69,7 @@ def test_options_of_a_configuration_can_be_overridden(name, planned):
     option = COUNTS.get(name, "particles")
     few, many = (planned("--sampler", name, f"--sampler.{option}", n) for n in ("4", "8"))
     assert few["rows_alive"] < many["rows_alive"]
-    assert few["bound"] == "exact"
+    assert few["bound"] == BOUNDS.get(name, "exact")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,19 @@ def test_options_of_a_configuration_can_be_overridden(name, planned):
         ("metropolis levels=[1.0] start=samplers.TopB start.candidates=8", {"nfe": 1708}),
         ("best-of-n start=samplers.TopB start.per_particle=true", {"nfe": 200}),
         ("best-of-n solver=steering.transitions.DDIM solver.eta=0.5", {"nfe": 100}),
+        # beams 4 of 2 candidates: 4 + 24 x 8
+        ("dlbs keep=samplers.Diverse keep.bonus=0.5", {"nfe": 196}),
+        ("dlbs lookahead=6 initial=TopB initial.candidates=8", {"nfe": 1040}),
+        (
+            "dlbs transition=steering.flow_sde.FlowSDE path=steering.paths.SamplingPath",
+            {"nfe": 196},
+        ),
+        ("halving steps=[2,0.5] transition.eta=0.5", {"nfe": 176}),
+        ("halving gate=Gate gate.threshold=0.7", {"nfe": 400, "bound": "at most"}),
+        ("halving value=samplers.LookAhead value.steps=2", {"nfe": 248}),
+        ("adaptive stop.threshold=0.1 stop.estimate=tail n=8", {"nfe": 200, "bound": "at most"}),
+        ("best-of-n stop=samplers.ExpectedGain", {"nfe": 100, "bound": "at most"}),
+        ("smc value=samplers.LookAhead value.steps=2", {"nfe": 196}),
         ("gibbs temperature=samplers.Signal temperature.power=2", {"nfe": 325}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
