@@ -51,8 +51,9 @@ def frechet(a: Moments, b: Moments) -> float:
 
     ``|m_a - m_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a^.5 C_b C_a^.5)^.5)`` (Dowson and Landau 1982), as in
     Heusel et al. 2017 (1706.08500). torchmetrics has it for unweighted pictures only, in single
-    precision; the test compares with it. Few points make it too large, since they cannot span the
-    covariance: of n points of the very same law by about tr(C) / n, and by more below d points.
+    precision; the test compares with it. Few points make it too large: n points of the very same law
+    are about ``tr(C) / n (1 + (d + 1) / 4)`` away where all d directions vary alike, the second part for
+    their covariance.
     """
     root = _root(a.covariance)
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()

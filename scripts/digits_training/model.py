@@ -79,7 +79,8 @@ class DigitsModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", torch.device(self.device))
-        self.unet.to(self.device, self.dtype, memory_format=torch.channels_last)
+        # Of all modules: diffusers' own warns of any cast, though this network has no part to spare.
+        nn.Module.to(self.unet, self.device, self.dtype, memory_format=torch.channels_last)
         self.unet.eval().requires_grad_(False)
         wanted = self.device.type == "cuda" if self.graphs is None else self.graphs
         object.__setattr__(self, "_graphed", Graphed(self._network) if wanted else None)
