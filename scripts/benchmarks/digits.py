@@ -47,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--targets", nargs="+", choices=list(targets()), default=list(targets()))
     parser.add_argument("--nfe", nargs="+", type=int, default=[1000, 10_000, 100_000])
-    parser.add_argument("--total", type=int, default=200_000, help="NFE of a cell, all its runs")
+    parser.add_argument("--total", type=int, default=100_000, help="NFE of a cell, all its runs")
     parser.add_argument("--pool", type=int, default=20_000, help="samples for the model's own law")
     parser.add_argument("--steps", type=int, default=50, help="of the sampling grid")
     parser.add_argument("--block", type=int, default=600_000, help="NFE that run together")
@@ -111,9 +111,8 @@ class Bench:
         device = torch.device(options.device)
         self.batch = options.batch_size or (512 if device.type == "cuda" else 64)
         self.world = World(options.weights, options.data, device, options.steps)
-        self.where = {
-            "device": describe(device),
-            "batch_size": self.batch,
+        self.here = {"device": describe(device), "batch_size": self.batch}
+        self.what = {
             "weights": self.world.fingerprint,
             "steps": options.steps,
             "total": options.total,
@@ -173,7 +172,8 @@ class Bench:
         ]
 
     def _cell(self, target: str, sampler: str, budget: int) -> dict[str, Any]:
-        return self.where | {"target": target, "sampler": sampler, "budget": budget}
+        """The settings of a cell, which its row has whatever the device."""
+        return self.what | {"target": target, "sampler": sampler, "budget": budget}
 
     def _run(self, block: Block) -> None:
         """All runs of a block, and a row for each of its cells."""
@@ -199,7 +199,8 @@ class Bench:
             reference = self.world.reference(target, self.options.pool)
             figures = summarise(runs, reference)
             timed = {"runs": len(runs), "seconds": wall / (count * len(block.targets))}
-            self.rows.add(self._cell(target, name, block.budget) | timed | figures)
+            cell = self._cell(target, name, block.budget)
+            self.rows.add(self.here | cell | timed | figures)
 
     def _results(self, block: Block, count: int) -> Iterator[JobResult]:
         search = SEARCHES[block.search](block.budget, self.options.steps)
@@ -240,7 +241,8 @@ class Bench:
                 cell = self._cell(target, name, 0)
                 if not self.rows.has(cell):
                     found, reference = self.world.bound(name, target, self.options.pool)
-                    self.rows.add(cell | {"runs": 1} | summarise([found], reference))
+                    figures = summarise([found], reference)
+                    self.rows.add(self.here | cell | {"runs": 1} | figures)
 
     def _estimate(self, block: Block) -> float:
         """Seconds that a block will take, from those that ran here; 0 if none did."""
@@ -248,7 +250,7 @@ class Bench:
         known = [
             row
             for row in self.rows.rows
-            if all(row[k] == v for k, v in self.where.items()) and row["budget"]
+            if all(row[k] == v for k, v in (self.here | self.what).items()) and row["budget"]
         ]
         same = [r for r in known if searches.get(r["sampler"]) == block.search]
         near = min((abs(r["budget"] - block.budget) for r in same), default=0)

@@ -24,8 +24,8 @@ from benchmarks.report import read
 from benchmarks.shapes_cells import rounded
 from steering.files import write_atomically
 
-#: What tells one row from another.
-KEY = ("target", "sampler", "budget", "total", "pool", "steps", "weights", "device", "batch_size")
+#: What tells one row from another, wherever it was made.
+KEY = ("target", "sampler", "budget", "total", "pool", "steps", "weights")
 _POOL_SEED = 2**31 - 1  # no run has it
 
 

@@ -18,7 +18,9 @@ from benchmarks.report_tables import number, table
 
 Row = Mapping[str, Any]
 
+#: What is compared within; where rows were made comes first, and does not matter to bounds.
 SETTING = ("device", "batch_size", "steps", "total", "pool", "weights")
+WHERE = 2
 BOUNDS = {"real": "real digits", "model": "the model's own tilted law"}
 #: Measures with their digits behind the point.
 MEASURES = {
@@ -47,8 +49,7 @@ def digits_tables(rows: Sequence[Row]) -> str:
     """A table a setting, a group of targets and a budget; means over targets."""
     parts = []
     for setting in _settings(rows):
-        own = [row for row in rows if _setting(row) == setting]
-        for group, titled in _groups(own).items():
+        for group, titled in _groups(_of(rows, setting)).items():
             for budget in sorted({row["budget"] for row in titled if row["budget"]}):
                 parts.append(f"### {_title(setting, group)}: {budget} denoiser calls a run\n")
                 shown = [row for row in titled if row["budget"] in (0, budget)]
@@ -66,7 +67,7 @@ def digits_plot(rows: Sequence[Row], path: Path) -> None:
     lines = [
         (_title(setting, group), titled)
         for setting in _settings(rows)
-        for group, titled in _groups([r for r in rows if _setting(r) == setting]).items()
+        for group, titled in _groups(_of(rows, setting)).items()
     ]
     names = list(dict.fromkeys(row["sampler"] for row in rows if row["budget"]))
     figure, axes = plt.subplots(
@@ -141,7 +142,14 @@ def _setting(row: Row) -> tuple[Any, ...]:
 
 
 def _settings(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    return list(dict.fromkeys(_setting(row) for row in rows))
+    return list(dict.fromkeys(_setting(row) for row in rows if row["budget"]))
+
+
+def _of(rows: Sequence[Row], setting: tuple[Any, ...]) -> list[Row]:
+    """Rows of a setting, and the bounds of it."""
+    first = [WHERE if not row["budget"] else 0 for row in rows]
+    pairs = zip(rows, first, strict=True)
+    return [row for row, cut in pairs if _setting(row)[cut:] == setting[cut:]]
 
 
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -198,11 +198,10 @@ def world(tmp_path_factory, scripts):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (100, 1, 28, 28), generator=generator, dtype=torch.uint8)
     data.save_digits(data.Digits(images, torch.arange(100) % 10), folder / "digits.safetensors")
-    importlib.import_module("train_digits").main(
-        ["classifiers", "model", "--size", "tiny", "--device", "cpu", "--steps", "1"]
-        + ["--data", str(folder / "digits.safetensors")]
-        + ["--out", str(folder), "--work", str(folder / "work")]
-    )
+    words = ["classifiers", "model", "--size", "tiny", "--device", "cpu", "--steps", "1"]
+    words += ["--data", str(folder / "digits.safetensors")]
+    words += ["--out", str(folder), "--work", str(folder / "work")]
+    importlib.import_module("train_digits").main(words)
     return folder
 
 
@@ -320,3 +319,24 @@ def test_finished_samples_of_all_budgets_are_walked_alike(methods):
     search = methods.SEARCHES["independent"](1000, 50)
     assert isinstance(search, BestOfN)
     assert (search.n, search.returns, search.solver.eta) == (20, "all", 1.0)
+
+
+def test_bounds_hold_on_every_device_and_tables_do_not_mix_devices():
+    report = importlib.import_module("benchmarks.report_digits")
+    figures = dict.fromkeys([*report.MEASURES, *report.COSTS, "seconds"], 0.5)
+    common = {"steps": 50, "total": 100, "pool": 9, "weights": "a", "batch_size": 64, "runs": 3}
+
+    def row(sampler, target, budget, device, **changed):
+        settings = {"sampler": sampler, "target": target, "budget": budget, "device": device}
+        return common | figures | settings | changed
+
+    rows = [row("real", str(d), 0, "one", fd=0.1 * d) for d in (1, 2)]
+    rows += [row("smc", str(d), 1000, "one", fd=float(d)) for d in (1, 2)]
+    rows += [row("smc", "1", 1000, "two"), row("smc", "1", 2000, "two", reward=None)]
+    text = report.digits_tables(rows)
+    assert text.count("### single digits") == 3
+    assert "### single digits, two, 64 rows a call, 50 steps: 2000 denoiser calls a run" in text
+    assert text.count("| real digits | - | .150 ± .050 |") == 3
+    assert "| `smc` | 2 x 3 | 1.500 ± .500 |" in text
+    assert "even and odd" not in text
+    assert report.digits_tables(rows[:2]) == "", "bounds alone compare nothing"

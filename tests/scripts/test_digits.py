@@ -289,7 +289,9 @@ def test_graphs_replay_what_the_network_says(trained):
 
 
 def test_log_probabilities_of_sets_add_up(trained, digits):
-    reward = part("reward").ClassReward(part("store").load_classifier("classifier", trained / "out"))
+    reward = part("reward").ClassReward(
+        part("store").load_classifier("classifier", trained / "out")
+    )
     media = (digits.images[:20].float() / 255).expand(-1, 3, -1, -1)
 
     def scored(classes):
