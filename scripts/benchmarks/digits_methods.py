@@ -136,7 +136,7 @@ _NAMED = {
 }
 #: What is compared if nothing else is asked for; those of one search share its cost.
 DEFAULT = ["base", "conditional", "weighted", "best-of-4", "best-of-16", "best-of-64"]
-DEFAULT += ["smc", "das", "tds", "dts"]
+DEFAULT += ["smc", "auto", "das", "tds", "dts"]
 
 
 def method(name: str) -> Method:
