@@ -18,8 +18,9 @@ from steering.transitions import DDIM
 #: (Jain et al. 2025, 2506.20701: 50, 40, 30, 20 and 10 of 50 steps left, for trees and SMC alike).
 BRANCHINGS = (0.0, 0.2, 0.4, 0.6, 0.8)
 IN_FLIGHT = 512
-#: Fields by which a tree search may bound its roll-outs: the budget is to be the only bound.
-_BOUNDS = ("rollouts", "iterations", "nfe")
+#: Fields by which a tree search may bound itself: the budget is to be the only bound.
+_BOUNDS = ("rollouts", "nfe")
+_TURNS = 32  # of a tree search, were all its roll-outs whole: more would leave calls half empty
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,18 +58,25 @@ def _particles(kind: type[SMC]) -> Callable[[int, int], Search]:
     return lambda nfe, steps: kind(trajectories(nfe, steps), returns="all")
 
 
-def _tree(nfe: int, steps: int) -> Search:
-    """Diffusion tree sampling with its own defaults; the budget alone ends it.
+def _tree(**settings: Any) -> Callable[[int, int], Search]:
+    """Diffusion tree sampling with its own defaults and these; the budget alone ends it.
 
-    Raises:
-        NotThere: the package has no ``samplers.DTS``.
+    What is made raises :class:`NotThere` where the package has no ``samplers.DTS`` with such options.
     """
-    kind: Any = getattr(samplers, "DTS", None)
-    if kind is None:
-        raise NotThere("this version of the package has no samplers.DTS")
-    trajectories(nfe, steps)
-    bounds = {f.name: nfe for f in fields(kind) if f.name in _BOUNDS}
-    return kind(returns="all", **bounds)
+
+    def make(nfe: int, steps: int) -> Search:
+        kind: Any = getattr(samplers, "DTS", None)
+        if kind is None:
+            raise NotThere("this version of the package has no samplers.DTS")
+        known = {f.name for f in fields(kind)}
+        if not known >= settings.keys():
+            raise NotThere(f"samplers.DTS has no options {sorted(settings.keys() - known)}")
+        options = dict.fromkeys(known.intersection(_BOUNDS), nfe) | settings
+        if "in_flight" in known:
+            options["in_flight"] = max(8, trajectories(nfe, steps) // _TURNS)
+        return kind(returns="all", **options)
+
+    return make
 
 
 #: Searches by name, made for a number of denoiser calls on a grid of so many steps. All walk by DDIM(1).
@@ -80,7 +88,8 @@ SEARCHES: dict[str, Callable[[int, int], Search]] = {
     "auto": _particles(AutoSMC),
     "tds": _particles(TDS),
     "das": _particles(DAS),
-    "dts": _tree,
+    "dts": _tree(),
+    "dts-published": _tree(weights="count", widening=2.0),
 }
 
 
@@ -136,7 +145,7 @@ _NAMED = {
 }
 #: What is compared if nothing else is asked for; those of one search share its cost.
 DEFAULT = ["base", "conditional", "weighted", "best-of-4", "best-of-16", "best-of-64"]
-DEFAULT += ["smc", "auto", "das", "tds", "dts"]
+DEFAULT += ["smc", "auto", "das", "tds", "dts", "dts-published"]
 
 
 def method(name: str) -> Method:
