@@ -1,0 +1,1 @@
+"""Training and using the models of real digits; started by scripts/train_digits.py."""
