@@ -52,8 +52,8 @@ exact sampler reaches the model's own tilted law, found by weighing many unsteer
 share that the judge names as asked, classes the total variation between its shares of the digits and
 those wanted, diversity the variance in shares of the real digits'. After ± is the standard deviation
 over targets. `best-of-G` keeps the best of each G of the run's samples; `weighted` weighs the same
-samples by exp(reward), `base` does not, `conditional` was told the digit. Costs are means of what the
-engine counted a run.
+samples by exp(reward), `base` does not, `conditional` was told the digit; `dts-published` is the tree
+search with its paper's rules and C = 2. Costs are means of what the engine counted a run.
 """
 
 
