@@ -6,8 +6,9 @@
         --reward shapes-clip --prompts-file shapes:hard
     accelerate launch scripts/evaluate.py outputs/fk ...      # batches are divided, results equal
 
-What follows ``--`` is a command line of ``steer generate``; its pictures are thrown away unless it has an
-``--output``. Prompts are those that ``steer generate`` wrote in the PNG files, or come from ``--prompts``.
+What follows ``--`` is a command line of ``steer generate``; its pictures are thrown away unless it has
+an ``--output``. Prompts are those that ``steer generate`` wrote in the PNG files, or come from
+``--prompts``.
 docs/evaluation.md says what every metric is and needs.
 """
 
@@ -25,7 +26,7 @@ from evaluation.inputs import read_run, run_names
 from evaluation.live import generated, split
 from evaluation.study import check_choice, choose, study
 from evaluation.tables import as_markdown, write_tables
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 import steering
 
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with generated(commands, state) as folders:
             choice = Choice(**(vars(choice) | {"folders": (*choice.folders, *folders)}))
             result = evaluate(choice)
-    except (OSError, ValueError, TypeError, ModuleNotFoundError, ArgumentError) as error:
+    except (OSError, ValueError, TypeError, ModuleNotFoundError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 1
     if state.is_main_process:

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.intervals import ALL
 from steering.files import write_atomically
@@ -50,12 +51,13 @@ def _bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str], path: Path) ->
     for axis, ((name, model), by_run) in zip(axes, panels.items(), strict=True):
         own = [run for run in runs if run in by_run]
         values = np.array([by_run[run]["value"] for run in own])
-        ends = np.array([[by_run[run]["low"], by_run[run]["high"]] for run in own]).T
+        ends = _ends([by_run[run] for run in own])
         places = [runs.index(run) for run in own]
         axis.barh(places, values, color=[_COLOURS[p % 10] for p in places], height=0.65)
         axis.errorbar(values, places, xerr=_lengths(values, ends), **_WHISKERS)
         axis.set_yticks(range(len(runs)), [_short(run) for run in runs], fontsize=8)
         axis.invert_yaxis()
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.axvline(0, color="#555555", linewidth=0.8)
         axis.set_title(_heading(name, model), fontsize=9)
         axis.set_xlabel(_ARROWS[next(iter(by_run.values()))["better"]], fontsize=7, color="#666666")
@@ -70,7 +72,7 @@ def _kinds(rows: Sequence[Mapping[str, Any]], runs: Sequence[str], path: Path) -
         own = [row for row in rows if row["run"] == run]
         places = np.array([kinds.index(row["kind"]) for row in own]) + (i + 0.5) * width - 0.4
         values = np.array([row["value"] for row in own])
-        ends = np.array([[row["low"], row["high"]] for row in own]).T
+        ends = _ends(own)
         axis.bar(places, values, width * 0.92, color=_COLOURS[i % 10], label=_short(run))
         axis.errorbar(places, values, yerr=_lengths(values, ends), **_WHISKERS)
     axis.set_xticks(range(len(kinds)), kinds, fontsize=8)
@@ -126,6 +128,12 @@ def _grid(count: int, *, height: float) -> tuple[Any, Sequence[Any]]:
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, axes.flat[:count]
+
+
+def _ends(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Lower and upper ends ``(2, n)``; the value itself where there is no interval."""
+    ends = [[row["value"] if row[k] is None else row[k] for row in rows] for k in ("low", "high")]
+    return np.array(ends)
 
 
 def _lengths(values: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -104,8 +104,11 @@ def _mean_row(
 ) -> dict[str, Any]:
     values = np.array(list(by_key.values()))
     share = bool(np.isin(values, (0.0, 1.0)).all())
-    ends = interval(values, share=share, resamples=options.resamples)
     floor = figure.measured.floor
+    if len(values) < 2 and not share:  # one value tells nothing of their spread
+        mean = max(float(values.mean()), floor)
+        return _row(head, kind, mean, (None, None), 1, figure.measured.unit, figure)
+    ends = interval(values, share=share, resamples=options.resamples)
     mean, ends = max(float(values.mean()), floor), tuple(max(end, floor) for end in ends)
     return _row(head, kind, mean, ends, len(values), figure.measured.unit, figure)
 
@@ -133,7 +136,7 @@ def _row(
     head: Mapping[str, Any],
     kind: str,
     value: float,
-    ends: tuple[float, ...],
+    ends: tuple[float | None, ...],
     count: int,
     unit: str,
     figure: Figure,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from evaluation.inputs import Run
@@ -135,12 +135,30 @@ def make_reward(name: str) -> RewardModel:
     """A reward by its configuration's name, YAML file or class path.
 
     Raises:
-        ValueError: there is none, or it cannot be made.
+        ValueError: as `check_reward_name`; or what its class raises.
     """
+    parser, parsed = _parsed(name)
+    return parser.instantiate(parsed).reward
+
+
+def check_reward_name(name: str) -> None:
+    """Refuse a reward that is not there, without loading anything.
+
+    Raises:
+        ValueError: no such configuration or class, or options that it does not take.
+    """
+    _parsed(name)
+
+
+def _parsed(name: str) -> tuple[ArgumentParser, Any]:
+    def taker(reward: RewardModel) -> None: ...
+
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--reward", type=RewardModel, required=True)
-    chosen = parser.instantiate(parser.parse_args([f"--reward={find('reward', name)}"]))
-    return chosen.reward
+    parser.add_function_arguments(taker, sub_configs=True)
+    try:
+        return parser, parser.parse_args([f"--reward={find('reward', name)}"])
+    except ArgumentError as error:
+        raise ValueError(f"reward {name!r}: {error}") from error
 
 
 def fingerprint(net: nn.Module) -> str:

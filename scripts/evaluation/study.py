@@ -15,11 +15,10 @@ from accelerate import PartialState
 from evaluation.inputs import Run, outside_grammar, read_run
 from evaluation.intervals import Figure, difference_rows, rows_of
 from evaluation.metrics import METRICS, Evidence, Items, Metric, OfSet, Options
-from evaluation.models import LPIPS, Extractor, Lpips, Scorer, verdicts
+from evaluation.models import LPIPS, Extractor, Lpips, Scorer, check_reward_name, verdicts
 from evaluation.reference import Statistics, load_statistics, match, save_statistics
 from evaluation.workers import Columns, in_order
 from rewards.extractors import INCEPTION
-from steering.command.options import find
 from steering.media import load_pictures
 
 
@@ -58,7 +57,7 @@ def check_choice(choice: Any, *, live: int = 0) -> None:
     if choice.lpips not in LPIPS:
         raise ValueError(f"lpips is one of {', '.join(LPIPS)}, got {choice.lpips!r}")
     for reward in choice.reward:
-        find("reward", reward)
+        check_reward_name(reward)
     if choice.save_statistics and not choice.save_statistics.endswith(".safetensors"):
         raise ValueError(f"save_statistics is a .safetensors file, got {choice.save_statistics!r}")
     if choice.save_statistics and not choice.reference:

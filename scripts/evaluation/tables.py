@@ -91,5 +91,7 @@ def _cell(text: str) -> str:
     return str(text).replace("|", "\\|")
 
 
-def _value(value: float, low: float, high: float, sign: str = "") -> str:
+def _value(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    if low is None or high is None:
+        return f"{value:{sign}.4g}"
     return f"{value:{sign}.4g} [{low:.4g}, {high:.4g}]"
