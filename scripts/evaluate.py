@@ -24,8 +24,9 @@ from typing import Any
 from accelerate import PartialState
 from evaluation.inputs import read_run, run_names
 from evaluation.live import generated, split
-from evaluation.study import check_choice, choose, study
+from evaluation.study import study
 from evaluation.tables import as_markdown, write_tables
+from evaluation.wanted import check_choice, choose
 from jsonargparse import ArgumentParser
 
 import steering

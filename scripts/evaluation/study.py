@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,122 +14,11 @@ from accelerate import PartialState
 from evaluation.inputs import Run, outside_grammar, read_run
 from evaluation.intervals import Figure, difference_rows, rows_of
 from evaluation.metrics import METRICS, Evidence, Items, Metric, OfSet, Options
-from evaluation.models import LPIPS, Extractor, Lpips, Scorer, check_reward_name, verdicts
+from evaluation.models import Extractor, Lpips, Scorer, verdicts
 from evaluation.reference import Statistics, load_statistics, match, save_statistics
+from evaluation.wanted import Wanted
 from evaluation.workers import Columns, in_order
-from rewards.extractors import INCEPTION
 from steering.media import load_pictures
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What was asked for.
-
-    Attributes:
-        tasks: metrics by name, with the model that each is computed with.
-        optional: metrics that were not asked for by name and are left out where they do not apply.
-        extractors: names of those that give features of the pictures.
-        reference_extractors: names of those that the reference is looked at by.
-        with_prompts: whether prompts are needed.
-    """
-
-    tasks: tuple[tuple[str, str], ...]
-    optional: frozenset[str]
-    extractors: tuple[str, ...]
-    reference_extractors: tuple[str, ...]
-    with_prompts: bool
-
-
-def check_choice(choice: Any, *, live: int = 0) -> None:
-    """Refuse options that make no sense, before anything is generated or loaded.
-
-    Args:
-        choice: a `Choice`.
-        live: runs that will be generated.
-
-    Raises:
-        ValueError: names the option.
-    """
-    for name, least in (("batch", 1), ("resamples", 2), ("fid_resamples", 2)):
-        if getattr(choice, name) < least:
-            raise ValueError(f"{name} is at least {least}, got {getattr(choice, name)}")
-    if choice.lpips not in LPIPS:
-        raise ValueError(f"lpips is one of {', '.join(LPIPS)}, got {choice.lpips!r}")
-    for reward in choice.reward:
-        check_reward_name(reward)
-    if choice.save_statistics and not choice.save_statistics.endswith(".safetensors"):
-        raise ValueError(f"save_statistics is a .safetensors file, got {choice.save_statistics!r}")
-    if choice.save_statistics and not choice.reference:
-        raise ValueError("save_statistics needs the pictures: give --reference FOLDER")
-    if not choice.folders and not live and not choice.save_statistics:
-        raise ValueError(
-            "nothing to evaluate: give folders of pictures, or a command line of steer generate "
-            "after --"
-        )
-    target = Path(choice.output).expanduser().resolve()
-    for folder in (*choice.folders, *([choice.reference] if choice.reference else [])):
-        place = Path(folder).expanduser().resolve()
-        if target == place or place in target.parents:
-            raise ValueError(
-                f"the figures in {choice.output!r} would count as pictures of {folder!r} next time; "
-                "give an --output outside of it"
-            )
-    choose(choice)
-
-
-def choose(choice: Any) -> Wanted:
-    """Metrics and models from the options.
-
-    Raises:
-        ValueError: an unknown metric, one whose needs are not met, or nothing to do.
-    """
-    for name in choice.metrics:
-        if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown metric {name!r}{hint}; known are {', '.join(METRICS)}")
-    names = list(dict.fromkeys(choice.metrics)) or _usual(choice)
-    if choice.reward and "reward" not in names:
-        names.append("reward")
-    models: Mapping[str, Sequence[str]] = {
-        "features": choice.features,
-        "clip": [choice.clip] if choice.clip else [],
-        "inception": [f for f in choice.features if f.partition(":")[0] == INCEPTION],
-        "lpips": [choice.lpips],
-        "reward": choice.reward,
-        "none": [""],
-    }
-    missing = {
-        "features": "--features NAME",
-        "clip": "--clip NAME",
-        "inception": "--features inception",
-        "reward": "--reward NAME",
-    }
-    for name in names:
-        metric = METRICS[name]
-        if not models[metric.model]:
-            raise ValueError(f"metric {name!r} needs {missing[metric.model]}")
-        if "reference" in metric.needs and not choice.reference:
-            raise ValueError(f"metric {name!r} compares with real pictures: give --reference")
-    if not names and not choice.save_statistics:
-        raise ValueError(
-            "nothing to do: give a CLIP model (clip), a reference, a reward, or metrics by name"
-        )
-    tasks = [(name, model) for name in names for model in models[METRICS[name].model]]
-    by_features = [
-        (name, m) for name, m in tasks if METRICS[name].model in ("features", "clip", "inception")
-    ]
-    real = [model for name, model in by_features if "reference" in METRICS[name].needs]
-    if choice.save_statistics:
-        real += choice.features
-    return Wanted(
-        tuple(tasks),
-        frozenset() if choice.metrics else frozenset({"accuracy"}),
-        tuple(dict.fromkeys(model for _, model in by_features)),
-        tuple(dict.fromkeys(real)),
-        any("prompts" in METRICS[name].needs for name in names if name != "accuracy")
-        or "accuracy" in choice.metrics,
-    )
 
 
 def study(runs: Sequence[Run], wanted: Wanted, choice: Any, state: PartialState) -> dict[str, Any]:
@@ -155,23 +43,21 @@ def study(runs: Sequence[Run], wanted: Wanted, choice: Any, state: PartialState)
     if choice.reference and real is None and known:
         saved = match(load_statistics(Path(choice.reference).expanduser()), known)
         _check_features(saved, wanted)
-    every = [task for run in runs for task in tasks[run.name]]
-    scorers = [Scorer(name, device) for name in choice.reward] if _any(every, "reward") else []
-    pairs = Lpips(choice.lpips, device) if _any(every, "lpips") else None
-
+    every = {name for run in runs for name, _ in tasks[run.name]}
+    scorers = [Scorer(name, device) for name in choice.reward] if "reward" in every else []
+    pairs = Lpips(choice.lpips, device) if "lpips" in every else None
     statistics = saved or _look_at_reference(real, known, choice, state)
     lookers = [*(extractors[name] for name in wanted.extractors), *scorers]
+    lookers += [verdicts] if "accuracy" in every else []
     columns = {}
     for run in runs:
-        own = [*lookers, *([verdicts] if _any(tasks[run.name], "accuracy") else [])]
+        names = {name for name, _ in tasks[run.name]}
+        own = [look for look in lookers if look is not verdicts or "accuracy" in names]
         columns[run.name] = _look(run, own, choice.batch, state)
         if pairs is not None:
-
-            def of_pairs(some: Sequence[Any], run: Run = run) -> Columns:
-                return pairs(run, some)
-
-            what = f"{run.name}: pairs"
-            columns[run.name] |= in_order(state, run.pairs, choice.batch, of_pairs, what)
+            columns[run.name] |= in_order(
+                state, run.pairs, choice.batch, partial(pairs, run), f"{run.name}: pairs"
+            )
     meta = {"extractors": {e.name: e.fingerprint for e in extractors.values()}}
     if not state.is_main_process:
         return {"meta": meta, "rows": [], "differences": [], "pictures": {}}
@@ -226,16 +112,6 @@ def _results(
         ],
         "pictures": pictures,
     }
-
-
-def _usual(choice: Any) -> list[str]:
-    """Metrics that are measured where none are named."""
-    names = ["clip-score"] if choice.clip and choice.folders else []
-    if choice.reference and not (choice.save_statistics and not choice.folders):
-        names += ["fid", "kid", "precision", "recall"]
-    if choice.reward:
-        names.append("reward")
-    return [*names, "accuracy"] if "clip-score" in names or choice.reward else names
 
 
 def _tasks_of(run: Run, wanted: Wanted) -> list[tuple[str, str]]:
@@ -323,7 +199,3 @@ def _look(run: Run, lookers: Sequence[Any], batch: int, state: PartialState) -> 
 
 def _device(choice: Any, state: PartialState) -> torch.device:
     return state.device if choice.device in ("cuda", "auto") else torch.device(choice.device)
-
-
-def _any(tasks: Sequence[tuple[str, str]], name: str) -> bool:
-    return any(task == name for task, _ in tasks)

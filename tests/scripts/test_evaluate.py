@@ -547,6 +547,8 @@ def test_what_is_refused_of_folders_together(measure, tmp_path):
         measure(folder, reference=str(one))
     with pytest.raises(ValueError, match="needs 2 pictures a side at least, one has 1"):
         measure(one, reference=str(folder))
+    with pytest.raises(ValueError, match="given twice"):
+        measure(folder, folder, clip="shapes-clip")
     with pytest.raises(ValueError, match="would count as pictures"):
         measure(folder, clip="shapes-clip", output=str(folder / "out"))
 
