@@ -8,16 +8,26 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rewards.encoders import OpenClipEncoder, WeightsUnavailable
 
 SHAPES = "shapes-clip"
 INCEPTION = "inception"
-_INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+VGG = "vgg16"
+_FIDELITY_FILES = {  # the names that torch.hub keeps them under, and where they come from
+    INCEPTION: (
+        "weights-inception-2015-12-05-6726825d.pth",
+        "torch-fidelity's release v0.2.0 on GitHub",
+    ),
+    VGG: ("vgg16-397923af.pth", "torchvision's, from download.pytorch.org/models"),
+}
 
 
 class ClipPair(nn.Module):
@@ -44,6 +54,17 @@ class ClipPair(nn.Module):
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embeddings ``(n, D)``, not normalised."""
         return self._texts(input_ids, attention_mask)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings ``(n, D)`` of texts, not normalised; what is too long is cut."""
+        tokens = self.processor(
+            text=list(prompts), return_tensors="pt", padding=True, truncation=True
+        )
+        device = next(self.net.parameters()).device
+        with torch.no_grad():
+            return self.get_text_features(
+                tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+            )
 
 
 class ImageFeatures(nn.Module):
@@ -88,46 +109,73 @@ def load_pair(name: str) -> ClipPair:
     return _open_clip_pair(OpenClipEncoder.load(model, tag or None))
 
 
-def inception_distance(weights: str | None = None) -> nn.Module:
-    """FID over Inception features (Heusel et al. 2017, https://arxiv.org/abs/1706.08500).
+def fidelity_features(name: str, weights: str | None = None) -> nn.Module:
+    """A network of torch-fidelity; maps uint8 pictures to a tuple of features.
+
+    "inception" gives ``(B, 2048)`` and the logits ``(B, 1008)`` without bias, resized like TensorFlow's
+    original (Heusel et al. 2017, https://arxiv.org/abs/1706.08500); "vgg16" gives ``(B, 4096)``, the
+    features of precision and recall (Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991).
 
     Args:
-        weights: file with the Inception weights of torch-fidelity; None downloads it once.
+        name: "inception" or "vgg16".
+        weights: file with its weights, safetensors or .pth; None downloads them once.
 
     Raises:
         ModuleNotFoundError: torch-fidelity is not installed.
         FileNotFoundError: there is no such file.
         WeightsUnavailable: it can neither be downloaded nor found, or is not what it should be.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    if weights is not None:
-        _check_plain(Path(weights).expanduser())
+    path = None if weights is None else Path(weights).expanduser()
+    if path is not None:
+        _check_plain(path)
     try:
-        return FrechetInceptionDistance(feature_extractor_weights_path=weights)
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "FID over Inception features needs torch-fidelity "
-            "(pip install 'diffusion-steering[metrics]'); or take the features of a CLIP model, "
-            f"say --features {SHAPES}"
+            f"the features {name!r} need torch-fidelity (pip install 'diffusion-steering[metrics]'); "
+            f"or take those of a CLIP model, say --features {SHAPES}"
         ) from error
+    kinds = {
+        INCEPTION: (FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]),
+        VGG: (FeatureExtractorVGG16, ["fc2_relu"]),
+    }
+    kind, layers = kinds[name]
+    try:
+        with TemporaryDirectory() as folder:
+            if path is not None and path.suffix == ".safetensors":
+                scratch = Path(folder) / "weights.pth"  # torch-fidelity reads that form only
+                torch.save(load_file(path), scratch)
+                path = scratch
+            return kind(name, layers, None if path is None else str(path), verbose=False)
     except (OSError, RuntimeError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
-        raise WeightsUnavailable(
-            f"cannot load the Inception weights: {error}\n"
-            f"Without a network put {_INCEPTION_FILE} (torch-fidelity's release v0.2.0 on GitHub) at "
-            f"{place}, or give its place as --features {INCEPTION}:FILE; or take the features of a "
-            f"CLIP model, say --features {SHAPES}"
-        ) from error
+        raise WeightsUnavailable(_where_to_put(name, error)) from error
+
+
+def _where_to_put(name: str, error: Exception) -> str:
+    file, source = _FIDELITY_FILES[name]
+    place = Path(torch.hub.get_dir()) / "checkpoints" / file
+    digest = file.removesuffix(".pth").rsplit("-", 1)[1]
+    return (
+        f"cannot load the {name} weights: {error}\n"
+        f"Without a network put {file} ({source}; its SHA-256 begins with {digest}) at {place}, or give "
+        f"its place as --features {name}:FILE. A safetensors file is taken, too: python -c 'import "
+        f'torch; from safetensors.torch import save_file as save; save(torch.load("{file}", '
+        'weights_only=True), "weights.safetensors")\'. Or take the features of a CLIP model, say '
+        f"--features {SHAPES}"
+    )
 
 
 def _check_plain(path: Path) -> None:
     """Refuse a file that holds more than tensors: torch-fidelity would unpickle anything."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} with Inception weights")
+        raise FileNotFoundError(f"there is no file {str(path)!r} with weights of the features")
     try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return
         torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise WeightsUnavailable(
             f"{path} is not a plain file of PyTorch weights: {error}"
         ) from error

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 4000
+_AT_ONCE = 4_000_000  # figures
 COSTS = ("nfe", "decodes", "reward_calls")
 MEASURES = ("reward", "accuracy", "diversity_pixel", "diversity_clip")
 
@@ -111,20 +112,29 @@ def _by_prompt(figures: Any, count: int) -> np.ndarray:
     return array if array.ndim == 1 else array.mean(0)
 
 
-def interval(by_prompt: np.ndarray, *, share: bool = False) -> tuple[float, float]:
+def interval(
+    by_prompt: np.ndarray, *, share: bool = False, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """95 % interval of a mean over prompts, by bootstrap; the seeds of a prompt are not independent.
 
     Args:
         by_prompt: one figure a prompt ``(P,)``.
         share: whether the figures lie in [0, 1]; where all agree Wilson's interval is given then.
+        resamples: of the bootstrap.
     """
+    by_prompt = np.asarray(by_prompt)
     count = len(by_prompt)
     if share and len(np.unique(by_prompt)) == 1:
         wins = round(float(by_prompt.sum()))
         wilson = stats.binomtest(wins, count).proportion_ci(method="wilson")
         return float(wilson.low), float(wilson.high)
-    picks = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    low, high = np.quantile(np.asarray(by_prompt)[picks].mean(1), [0.025, 0.975])
+    random = np.random.default_rng(0)
+    step = max(1, _AT_ONCE // count)  # in parts, for many prompts would fill the memory
+    means = [
+        by_prompt[random.integers(count, size=(min(step, resamples - done), count))].mean(1)
+        for done in range(0, resamples, step)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 

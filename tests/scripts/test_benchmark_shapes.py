@@ -292,6 +292,13 @@ def test_chunks_are_joined_and_compared_prompt_by_prompt(report):
     assert report.difference(fk, best, "accuracy") is None
 
 
+def test_intervals_do_not_show_in_how_many_parts_they_were_drawn(report, monkeypatch):
+    values = np.random.default_rng(2).normal(size=50)
+    whole = report.interval(values)
+    monkeypatch.setattr(report, "_AT_ONCE", 777)
+    assert report.interval(values) == whole
+
+
 def test_intervals_cover_the_mean_as_often_as_they_say(report):
     rng = np.random.default_rng(1)
     ends = np.array([report.interval(rng.normal(size=100)) for _ in range(300)])
