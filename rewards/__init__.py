@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rewards.base import RewardModel
     from rewards.clip import CLIPScore, ContrastiveScore
     from rewards.encoders import OpenClipEncoder, WeightsUnavailable
-    from rewards.ensemble import WeightedSum
+    from rewards.ensemble import MeanRank, WeightedSum
     from rewards.function import PythonFunction
     from rewards.jpeg import JPEGCompressibility
     from rewards.shapes import ShapesCLIP, ShapesVerifier
@@ -21,6 +21,7 @@ _HOMES = {
     "CLIPScore": "rewards.clip",
     "ContrastiveScore": "rewards.clip",
     "JPEGCompressibility": "rewards.jpeg",
+    "MeanRank": "rewards.ensemble",
     "OpenClipEncoder": "rewards.encoders",
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
@@ -34,6 +35,7 @@ __all__ = [
     "CLIPScore",
     "ContrastiveScore",
     "JPEGCompressibility",
+    "MeanRank",
     "OpenClipEncoder",
     "PythonFunction",
     "RewardModel",

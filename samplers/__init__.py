@@ -1,11 +1,13 @@
 """Searches, one idea a file."""
 
 from samplers.best_of_n import BestOfN, BestOfNState
+from samplers.evo_search import EvoSearch
 from samplers.fk import FKSteering
 from samplers.gibbs import ParticleGibbs, RetainedPath
 from samplers.guidance import Gradient
 from samplers.initial import InitialNoise, Prior, Resampled, TopB
 from samplers.metropolis import Metropolis
+from samplers.noise_paths import NoisePaths
 from samplers.pcnl import PCNL
 from samplers.presets import (
     BFS,
@@ -21,9 +23,12 @@ from samplers.presets import (
     TemperedSMC,
 )
 from samplers.rbf import RBF
+from samplers.reno import ReNO
 from samplers.smc import SMC
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
 from samplers.values import Predicted, SoftValue, Successor
+from samplers.zeno import ZeNO
+from samplers.zero_order import ZeroOrder
 
 __all__ = [
     "BFS",
@@ -42,6 +47,7 @@ __all__ = [
     "CoDe",
     "Constant",
     "EntropicPF",
+    "EvoSearch",
     "Exponential",
     "FKSteering",
     "FunnelSMC",
@@ -49,9 +55,11 @@ __all__ = [
     "InitialNoise",
     "IslandSMC",
     "Metropolis",
+    "NoisePaths",
     "ParticleGibbs",
     "Predicted",
     "Prior",
+    "ReNO",
     "Resampled",
     "RetainedPath",
     "Signal",
@@ -59,4 +67,6 @@ __all__ = [
     "Successor",
     "TemperedSMC",
     "TopB",
+    "ZeNO",
+    "ZeroOrder",
 ]
