@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rewards.base import RewardModel
     from rewards.clip import CLIPScore, ContrastiveScore
     from rewards.encoders import OpenClipEncoder, WeightsUnavailable
-    from rewards.ensemble import WeightedSum
+    from rewards.ensemble import MeanRank, WeightedSum
     from rewards.frames import MotionAmount, MotionSmoothness, OnFrames
     from rewards.function import PythonFunction
     from rewards.jpeg import JPEGCompressibility
@@ -25,6 +25,7 @@ _HOMES = {
     "ContrastiveScore": "rewards.clip",
     "JPEGCompressibility": "rewards.jpeg",
     "JudgeFit": "rewards.judge",
+    "MeanRank": "rewards.ensemble",
     "MotionAmount": "rewards.frames",
     "MotionSmoothness": "rewards.frames",
     "OnFrames": "rewards.frames",
@@ -44,6 +45,7 @@ __all__ = [
     "ContrastiveScore",
     "JPEGCompressibility",
     "JudgeFit",
+    "MeanRank",
     "MotionAmount",
     "MotionSmoothness",
     "OnFrames",

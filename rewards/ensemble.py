@@ -26,7 +26,7 @@ class WeightedSum(RewardModel):
 
     Raises:
         ValueError: no members, a weight that is not finite or belongs to no member, or a member
-            named like the total.
+            that is named like the total or has no score of its own (a mean rank).
     """
 
     def __init__(
@@ -47,6 +47,12 @@ class WeightedSum(RewardModel):
                 raise ValueError(f"weight for {member!r}, but the members are {', '.join(members)}")
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {member!r} must be finite, got {weight}")
+        for member, model in members.items():
+            if getattr(model, "ranked", None) is not None:
+                raise ValueError(
+                    f"member {member!r} ranks candidates among each other and has no score of its own; "
+                    "name its members instead"
+                )
         self.name = name
         self.weights = {member: float(weights.get(member, 1.0)) for member in members}
         self.members = dict(members)
@@ -81,6 +87,31 @@ class WeightedSum(RewardModel):
                 total = weight * scores if total is None else total + weight * scores
         columns[self.name] = media.new_zeros(len(media)) if total is None else total
         return columns
+
+
+class MeanRank(WeightedSum):
+    """Named members whose candidates are compared by the mean of their ranks, whatever their units.
+
+    The verifier ensemble of Ma et al. (2025, 2501.09732; how they treat ties could not be verified:
+    here ties share their mean rank). A rank depends on the candidates beside it, so it is no score of
+    a picture: a search ranks all that it has seen of one prompt (:mod:`samplers.pool`) and writes the
+    mean rank, from 0 (worst by every member) to 1 (best by every member), in the place of the total,
+    which is 0 until then. Searches with a fixed target refuse it.
+
+    Args:
+        members: rewards by the name of their column. A member that has columns of its own shows
+            them as "member/column".
+        name: of the mean rank.
+
+    Raises:
+        ValueError: no members, or a member that is named like the total or is itself a mean rank.
+    """
+
+    def __init__(self, members: dict[str, RewardModel], *, name: str = "mean-rank") -> None:
+        super().__init__(members, dict.fromkeys(members, 0.0), name=name)
+        self.differentiable = False
+        self.range = (0.0, 1.0)
+        self.ranked = tuple(members)
 
 
 def _range(

@@ -3,6 +3,7 @@
 from samplers.adaptive import AdaptiveBestOfN
 from samplers.best_of_n import BestOfN, BestOfNState
 from samplers.dlbs import DLBS
+from samplers.evo_search import EvoSearch
 from samplers.fk import FKSteering
 from samplers.gate import Gate
 from samplers.gibbs import ParticleGibbs, RetainedPath
@@ -11,6 +12,7 @@ from samplers.halving import Halving
 from samplers.initial import InitialNoise, Prior, Resampled, TopB
 from samplers.keep import Best, Diverse, Keep
 from samplers.metropolis import Metropolis
+from samplers.noise_paths import NoisePaths
 from samplers.pcnl import PCNL
 from samplers.presets import (
     BFS,
@@ -26,10 +28,13 @@ from samplers.presets import (
     TemperedSMC,
 )
 from samplers.rbf import RBF
+from samplers.reno import ReNO
 from samplers.smc import SMC
 from samplers.stopping import ExpectedGain
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
 from samplers.values import LookAhead, Predicted, SoftValue, Successor
+from samplers.zeno import ZeNO
+from samplers.zero_order import ZeroOrder
 
 __all__ = [
     "BFS",
@@ -52,6 +57,7 @@ __all__ = [
     "Constant",
     "Diverse",
     "EntropicPF",
+    "EvoSearch",
     "ExpectedGain",
     "Exponential",
     "FKSteering",
@@ -64,9 +70,11 @@ __all__ = [
     "Keep",
     "LookAhead",
     "Metropolis",
+    "NoisePaths",
     "ParticleGibbs",
     "Predicted",
     "Prior",
+    "ReNO",
     "Resampled",
     "RetainedPath",
     "Signal",
@@ -74,4 +82,6 @@ __all__ = [
     "Successor",
     "TemperedSMC",
     "TopB",
+    "ZeNO",
+    "ZeroOrder",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samplers.initial import InitialNoise, together
+from samplers.pool import Pool, one_cost
 from samplers.stopping import ExpectedGain
 from steering.cost import Cost
 from steering.model import Stage
@@ -101,9 +102,14 @@ class BestOfN(Search):
         """Nothing beyond a denoiser, and what its start needs."""
         return together(Needs(), self.start)
 
+    @property
+    def ranks(self) -> bool:
+        """Unless a start chooses, or an end is decided, by scores."""
+        return self.start is None and self.stop is None
+
     def plan(self, facts: Facts) -> Plan:
         """As many candidates as the budget allows, ``n`` at most."""
-        one = self._one(facts)
+        one = one_cost(facts, self.solver)
         done = 0 if self.state is None else len(self.state.totals)
         if self.start is None:
             n = int(min(self.n - done, facts.budget.times(one)))
@@ -120,21 +126,19 @@ class BestOfN(Search):
         exact = self.stop is None
         return Plan(cost, minimum, min(n, self.in_flight), exact, settings={"n": done + n})
 
-    def _one(self, facts: Facts) -> Cost:
-        """Cost of one candidate, rolled out and scored."""
-        inner = 0 if self.solver == "scheduler" else self.solver.inner_calls
-        calls = facts.scheduler_calls if self.solver == "scheduler" else facts.steps
-        return Cost(nfe=calls * (1 + inner), decodes=1, reward_calls=facts.calls_per_row)
-
     def _begin(self, facts: Facts, n: int) -> Cost:
         """Cost of choosing ``n`` initial noises."""
         return Cost() if self.start is None else self.start.cost(facts, n)
 
-    def _enough(self, problem: Problem, totals: list[Tensor], one: Cost) -> bool:
+    def _totals(self, pool: Pool) -> Tensor:
+        """Rewards of all candidates, those of an earlier search first."""
+        earlier = [] if self.state is None else [self.state.totals]
+        return torch.cat([*earlier, *([pool.values] if len(pool) else [])])
+
+    def _enough(self, problem: Problem, seen: Tensor, one: Cost) -> bool:
         """Whether one more candidate is not worth its cost."""
-        if self.stop is None or not totals:
+        if self.stop is None:
             return False
-        seen = torch.cat(totals)
         enough = self.stop(seen, one.nfe)
         if enough:
             gain = self.stop.gain(seen, one.nfe)
@@ -147,18 +151,18 @@ class BestOfN(Search):
 
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         """Roll out and score, some candidates at a time."""
-        plan, one = self.plan(problem.facts), self._one(problem.facts)
-        kept = [] if self.state is None else [_earlier(self.state, problem)]
-        totals = [] if self.state is None else [self.state.totals]
-        first, last = sum(len(t) for t in totals), plan.settings["n"]
-        complete, started = True, None
+        plan, one = self.plan(problem.facts), one_cost(problem.facts, self.solver)
+        earlier = None if self.state is None else _earlier(self.state, problem)
+        pool = Pool(keep_all=self.returns == "all")
+        done = 0 if self.state is None else len(self.state.totals)
+        first, last, started = done, plan.settings["n"], None
         problem.trace.record(candidates=last)
         if self.start is not None:
             started = yield from self.start(problem, last)
-        while first < last and not self._enough(problem, totals, one):
+        enough = done > 0 and self._enough(problem, self._totals(pool), one)
+        while first < last and not enough:
             room = _room(problem, one, self.in_flight) if first else self._first(problem)
-            if kept and room < 1:
-                complete = False
+            if first and room < 1:
                 break
             draws = range(first, min(first + room, last))
             if started is None:
@@ -166,20 +170,34 @@ class BestOfN(Search):
             else:
                 x_t, ids = started.x_t[first : draws.stop], started.draws[first : draws.stop]
             x_0 = yield Rollout(x_t, 0, self.solver, ids)
-            scores = yield Score(x_0, Stage.FINAL)
-            totals.append(scores.total)
-            kept.append((x_0, scores) if self.returns == "all" else _best(x_0, scores))
+            pool.add(x_0, (yield Score(x_0, Stage.FINAL)))
             first = draws.stop
-        x_0 = torch.cat([x for x, _ in kept])
-        scores = joined([s for _, s in kept])
-        order = torch.argsort(scores.total, descending=True, stable=True).tolist()
-        chosen = order if self.returns == "all" else order[:1]
-        every = torch.cat(totals)
-        problem.trace.record(totals=every, chosen=chosen)
-        best = scores[torch.tensor(order[:1])]
-        state = BestOfNState(_owner(problem), every, x_0[order[:1]].cpu(), best.columns)
-        log_w = torch.zeros(len(x_0), dtype=torch.float64)
-        return Outcome(x_0, scores, log_w, chosen, complete=complete, extra={"state": state})
+            enough = self._enough(problem, self._totals(pool), one)
+        return self._outcome(problem, pool, earlier, complete=enough or first == last)
+
+    def _outcome(
+        self, problem: Problem, pool: Pool, earlier: Outcome | None, *, complete: bool
+    ) -> Outcome:
+        """The best of this search and of an earlier one, and what a later one needs."""
+        if len(pool) and pool.scores is not None and pool.scores.ranked is not None:
+            if earlier is not None:
+                raise ValueError(
+                    "a search by mean rank cannot go on from a state, which holds no ranks; use "
+                    "state=None"
+                )
+            outcome = pool.outcome(complete=complete)
+            problem.trace.record(totals=pool.values, chosen=outcome.chosen)
+            return outcome
+        every = self._totals(pool)
+        if earlier is not None and int(every.argmax()) < len(every) - len(pool):
+            outcome = replace(earlier, complete=complete)
+        else:
+            outcome = pool.outcome(complete=complete)
+        top = outcome.chosen[0]
+        columns = outcome.scores[slice(top, top + 1)].columns
+        state = BestOfNState(_owner(problem), every, outcome.x_0[top : top + 1].cpu(), columns)
+        problem.trace.record(totals=every, chosen=outcome.chosen)
+        return replace(outcome, extra={"state": state})
 
 
 def _owner(problem: Problem) -> str:
@@ -192,23 +210,12 @@ def _room(problem: Problem, one: Cost, most: int) -> int:
     return int(min(problem.facts.budget.times(one + seconds, problem.usage.cost), most))
 
 
-def _best(x_0: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
-    best = int(scores.total.argmax())
-    rows = slice(best, best + 1)
-    return x_0[rows].clone(), scores[rows]
-
-
-def _earlier(state: BestOfNState, problem: Problem) -> tuple[Tensor, Scores]:
+def _earlier(state: BestOfNState, problem: Problem) -> Outcome:
+    """The best of an earlier search."""
     if state.owner != _owner(problem):
         raise ValueError(
             "the saved state belongs to another prompt or seed; a state goes on with the search that "
             "left it, one prompt at a time"
         )
-    return state.x_0.to(problem.device), Scores(state.totals.max().reshape(1), state.columns)
-
-
-def joined(parts: list[Scores]) -> Scores:
-    """Scores of several parts as one, in the columns that all of them have."""
-    names = set.intersection(*(set(p.columns) for p in parts))
-    columns = {name: torch.cat([p.columns[name] for p in parts]) for name in sorted(names)}
-    return Scores(torch.cat([p.total for p in parts]), columns)
+    scores = Scores(state.totals.max().reshape(1), state.columns)
+    return Outcome(state.x_0.to(problem.device), scores, torch.zeros(1).double(), [0])

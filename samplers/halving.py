@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from samplers.best_of_n import joined
 from samplers.gate import Gate, learned
 from samplers.initial import at_least_one
 from samplers.keep import Keep, keeper
+from samplers.pool import joined
 from samplers.values import Predicted, Value
 from steering.clarity import Clarity
 from steering.cost import Budget, Cost

@@ -220,7 +220,8 @@ class Calls:
             table = table.clone()
             table[~finite, names.index(self._reward.name)] = float("-inf")
         columns = {name: table[:, i] for i, name in enumerate(names)}
-        return Scores(columns[self._reward.name], columns, grad)
+        ranked = getattr(self._reward, "ranked", None)
+        return Scores(columns[self._reward.name], columns, grad, ranked)
 
     # ---- the end of a search
 

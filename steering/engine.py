@@ -24,7 +24,7 @@ from steering.live import Job, JobResult, Live, new_problem
 from steering.model import Abilities, Meaning, Model
 from steering.requests import Denoise, Render, Score
 from steering.reward import Reward
-from steering.search import Needs
+from steering.search import Needs, Search
 
 
 class MissingAbility(ValueError):
@@ -89,6 +89,12 @@ class Engine:
                 f"the held-out reward {reward.name!r} goes by the name of the searched one; give it "
                 "another key in held_out"
             )
+        judged = [name for name, judge in (held_out or {}).items() if _ranked(judge)]
+        if judged:
+            raise ValueError(
+                f"the held-out reward {judged[0]!r} ranks candidates among each other and says nothing "
+                "of one alone; hold out its members"
+            )
         if non_finite not in ("error", "zero_weight"):
             raise ValueError(f"non_finite must be 'error' or 'zero_weight', got {non_finite!r}")
         self.model, self.reward, self.held_out = model, reward, dict(held_out or {})
@@ -119,7 +125,7 @@ class Engine:
         """
         queue = deque(jobs)
         for job in queue:
-            self.check(job.search.needs, type(job.search).__name__)
+            check_search(job.search, self.model.abilities, self.reward)
             job.search.plan(new_problem(job, self.model, self.reward.calls_per_row).facts)
         finished = 0
         try:
@@ -239,6 +245,11 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
             "a differentiable reward",
             f"the reward {reward.name!r}",
         ),
+        (
+            needs.density and _ranked(reward),
+            "a fixed target",
+            f"the reward {reward.name!r}, which ranks candidates among each other,",
+        ),
         (needs.time_per_row and not abilities.time_per_row, "a time per row", "the model"),
         (needs.any_order and not abilities.any_order, "times in any order", "the model"),
         (needs.any_rows and not abilities.any_rows, "any number of rows", "the model"),
@@ -251,6 +262,25 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
     for missing, what, who in lacking:
         if missing:
             raise MissingAbility(f"{search} needs {what}, which {who} does not offer")
+
+
+def check_search(search: Search, abilities: Abilities, reward: Reward) -> None:
+    """As :func:`check_abilities`; and a search that cannot compare by ranks is refused such a reward.
+
+    Raises:
+        MissingAbility: names the search, the ability and who lacks it.
+    """
+    name = type(search).__name__
+    check_abilities(search.needs, name, abilities, reward)
+    if _ranked(reward) and not search.ranks:
+        raise MissingAbility(
+            f"{name} needs a score of each candidate alone, which the reward {reward.name!r} does not "
+            "offer: it ranks candidates among each other; use WeightedSum, or a search over noise"
+        )
+
+
+def _ranked(reward: Reward) -> bool:
+    return getattr(reward, "ranked", None) is not None
 
 
 def _kind(request: Any) -> type:

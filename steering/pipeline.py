@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steering.adapters import PipelineModel, adapt
 from steering.cost import Budget, Usage
-from steering.engine import Engine, Progress, check_abilities
+from steering.engine import Engine, Progress, check_search
 from steering.live import Job
 from steering.pilot import calibrate
 from steering.planning import Figures, describe, device_name, scheduler_facts
@@ -327,9 +327,7 @@ class SteeredPipeline:
         return name, getattr(self.reward, "key", self.reward.name)
 
     def _engine(self, model: PipelineModel) -> Engine:
-        check_abilities(
-            self.sampler.needs, type(self.sampler).__name__, model.abilities, self.reward
-        )
+        check_search(self.sampler, model.abilities, self.reward)
         self.sampler.plan(
             Facts(model.grid.steps, model.scheduler_calls(), self.reward.calls_per_row, self.budget)
         )

@@ -88,17 +88,20 @@ class Scores:
         total: what is searched, float64 on the CPU, ``(n,)``.
         columns: every named reward, the total included, each ``(n,)``.
         grad: gradient of the total by what was asked, ``(n, *shape)`` on the device, or None.
+        ranked: columns by whose mean rank candidates are compared; the total then says nothing until
+            a search has ranked all that it has seen (:mod:`samplers.pool`). None: by the total.
     """
 
     total: Tensor
     columns: dict[str, Tensor]
     grad: Tensor | None = None
+    ranked: tuple[str, ...] | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Scores:
         """The chosen rows."""
         columns = {name: column[rows] for name, column in self.columns.items()}
         grad = None if self.grad is None else self.grad[rows]
-        return Scores(self.total[rows], columns, grad)
+        return Scores(self.total[rows], columns, grad, self.ranked)
 
 
 Request = Denoise | Rollout | Score | Render

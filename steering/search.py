@@ -187,6 +187,14 @@ class Search(ABC):
         """
         return None
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it compares candidates by mean ranks where the reward asks for them.
+
+        Any other search is refused such a reward, whose scores say nothing one by one.
+        """
+        return False
+
     @abstractmethod
     def plan(self, facts: Facts) -> Plan:
         """What it will cost, made to fit the budget.

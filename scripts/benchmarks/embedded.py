@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,13 @@ from samplers import (
     BootstrapSMC,
     CoDe,
     EntropicPF,
+    EvoSearch,
     FKSteering,
     Halving,
+    NoisePaths,
     TemperedSMC,
+    ZeNO,
+    ZeroOrder,
 )
 from samplers.rbf import RBF, VP_PATH
 from samplers.smc import SMC
@@ -109,6 +114,50 @@ def beams_ahead(nfe: int, steps: int, **settings: Any) -> Search:
     return beams(nfe, steps, lookahead=2, **settings)
 
 
+def zero_order(nfe: int, steps: int) -> Search:
+    """One or two pivots with about four neighbours, as many rounds as the budget pays."""
+    n = candidates(nfe, steps)
+
+    def spent(chains: int, neighbours: int) -> int:
+        return chains * (1 + (n // chains - 1) // neighbours * neighbours)
+
+    tries = [(c, k) for c in (1, 2) for k in (3, 4, 5, 6) if n >= c * (1 + k)] or [(1, 3)]
+    chains, k = max(tries, key=lambda t: (spent(*t), -abs(t[1] - 4), t[0]))
+    rounds = max((n // chains - 1) // k, 1)
+    return ZeroOrder(rounds, k, chains=chains, in_flight=n)
+
+
+def paths(nfe: int, steps: int) -> Search:
+    """Paths and noises that use most of the budget, over as many rounds as go with that."""
+    facts = Facts(steps, steps, budget=Budget(nfe=nfe))
+
+    def worth(search: NoisePaths) -> tuple[bool, int, float]:
+        plan = search.plan(facts)
+        return plan.cost.nfe >= 0.95 * nfe, plan.settings["rounds"], plan.cost.nfe
+
+    most = candidates(nfe, steps)
+    return max((NoisePaths(n, m) for n in (1, 2, 3, 4) for m in range(2, most + 2)), key=worth)
+
+
+def evo(nfe: int, steps: int) -> Search:
+    """The generations of its paper, scaled to the budget; what is left goes to the dearest that fits."""
+    search = EvoSearch(in_flight=candidates(nfe, steps))
+    costs = [steps, *(steps - round(share * steps) for share in search.schedule)]
+    whole = sum(n * cost for n, cost in zip(search.populations, costs, strict=True))
+    sizes = [max(n * nfe // whole, 1) for n in search.populations]
+    left = nfe - sum(n * cost for n, cost in zip(sizes, costs, strict=True))
+    while fits := [i for i, cost in enumerate(costs) if cost <= left]:
+        sizes[fits[0]], left = sizes[fits[0]] + 1, left - costs[fits[0]]
+    return replace(search, populations=sizes)
+
+
+def zeno(nfe: int, steps: int) -> Search:
+    """One chain with up to a dozen perturbations a round, as many rounds as the budget pays."""
+    n = candidates(nfe, steps)
+    samples = max(range(2, 14, 2), key=lambda k: ((n - 1) // k * k, k))
+    return ZeNO(max((n - 1) // samples, 1), samples, in_flight=n)
+
+
 _PARTICLES: dict[str, tuple[Any, ...]] = {
     "auto": (AutoSMC,),
     "fk": (FKSteering,),
@@ -141,6 +190,10 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
     "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),
     "rbf-glass": glass,
+    "zero-order": zero_order,
+    "paths": paths,
+    "evo": evo,
+    "zeno": zeno,
 }
 #: Endings of what is for rectified flows only.
 FLOW_ONLY = ("-sde", "-vp", "-glass")

@@ -54,7 +54,9 @@ def test_every_family_keeps_within_its_budget_and_uses_most_of_it(embedded, nfe)
         search = embedded.search_named(name, nfe, STEPS)
         spent = search.plan(Facts(STEPS, STEPS, budget=Budget(nfe=nfe))).cost.nfe
         assert spent <= nfe
-        if name not in ("base", "rbf-glass"):
+        if name == "zeno":  # perturbations come in pairs, beside the last state
+            assert spent > nfe - 2 * STEPS
+        elif name not in ("base", "rbf-glass"):
             assert spent >= (0.9 if name == "halving" else 0.95) * nfe, name
 
 
