@@ -9,36 +9,72 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rewards.aesthetic import AestheticScore
     from rewards.base import RewardModel
     from rewards.clip import CLIPScore, ContrastiveScore
-    from rewards.encoders import OpenClipEncoder, WeightsUnavailable
+    from rewards.detectors import Detector
+    from rewards.encoders import OpenClipEncoder
     from rewards.ensemble import WeightedSum
     from rewards.function import PythonFunction
+    from rewards.geneval import GenEval
+    from rewards.hps import HPSv2
+    from rewards.image_reward import ImageReward
     from rewards.jpeg import JPEGCompressibility
+    from rewards.json_judge import JSONJudge
+    from rewards.pickscore import PickScore
+    from rewards.product import Product
     from rewards.shapes import ShapesCLIP, ShapesVerifier
+    from rewards.transformers_clip import TransformersCLIPScore, TransformersEncoder
+    from rewards.vision_language import VisionLanguageModel
+    from rewards.vqa import VQAScore
+    from rewards.weights import WeightsUnavailable
 
 _HOMES = {
+    "AestheticScore": "rewards.aesthetic",
     "CLIPScore": "rewards.clip",
     "ContrastiveScore": "rewards.clip",
+    "Detector": "rewards.detectors",
+    "GenEval": "rewards.geneval",
+    "HPSv2": "rewards.hps",
+    "ImageReward": "rewards.image_reward",
     "JPEGCompressibility": "rewards.jpeg",
+    "JSONJudge": "rewards.json_judge",
     "OpenClipEncoder": "rewards.encoders",
+    "PickScore": "rewards.pickscore",
+    "Product": "rewards.product",
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
     "ShapesCLIP": "rewards.shapes",
     "ShapesVerifier": "rewards.shapes",
+    "TransformersCLIPScore": "rewards.transformers_clip",
+    "TransformersEncoder": "rewards.transformers_clip",
+    "VQAScore": "rewards.vqa",
+    "VisionLanguageModel": "rewards.vision_language",
     "WeightedSum": "rewards.ensemble",
-    "WeightsUnavailable": "rewards.encoders",
+    "WeightsUnavailable": "rewards.weights",
 }
 
 __all__ = [
+    "AestheticScore",
     "CLIPScore",
     "ContrastiveScore",
+    "Detector",
+    "GenEval",
+    "HPSv2",
+    "ImageReward",
     "JPEGCompressibility",
+    "JSONJudge",
     "OpenClipEncoder",
+    "PickScore",
+    "Product",
     "PythonFunction",
     "RewardModel",
     "ShapesCLIP",
     "ShapesVerifier",
+    "TransformersCLIPScore",
+    "TransformersEncoder",
+    "VQAScore",
+    "VisionLanguageModel",
     "WeightedSum",
     "WeightsUnavailable",
 ]

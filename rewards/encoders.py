@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from rewards.caching import fingerprint, shared
 from rewards.embedding import Encoder, Precision
 from rewards.preprocessing import Preprocess
+from rewards.weights import WeightsUnavailable, load_tensors
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = (
@@ -25,10 +27,6 @@ _WEIGHTS = (
 )
 _PICKLES = (".bin", ".pt", ".pth")
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
-
-
-class WeightsUnavailable(OSError):
-    """A model's files cannot be had: no network, no such id, or nothing in the cache."""
 
 
 class OpenClipEncoder(Encoder):
@@ -94,6 +92,35 @@ class OpenClipEncoder(Encoder):
                 raise
             raise _unavailable(model, pretrained, error) from error
         open_clip.load_checkpoint(net, str(weights), weights_only=True)
+        return cls(net, tokenizer, dtype=dtype)
+
+    @classmethod
+    def of_file(
+        cls, weights: Path, config: Mapping[str, Any], *, dtype: Precision = "float32"
+    ) -> OpenClipEncoder:
+        """Load a weight file of a known architecture.
+
+        Args:
+            weights: safetensors, or a pickle that the caller allows.
+            config: the content of an open_clip_config.json; one beside the file goes before it.
+            dtype: precision of the weights.
+
+        Raises:
+            ValueError: the file holds the weights of something else.
+        """
+        beside = weights.parent / _CONFIG
+        if beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        net = open_clip.CLIP(**config["model_cfg"])
+        open_clip.set_model_preprocess_cfg(net, dict(config["preprocess_cfg"]))
+        try:
+            net.load_state_dict(load_tensors(weights), strict=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{weights} does not hold the weights of this model: {error}"
+            ) from error
+        text = config["model_cfg"]["text_cfg"]
+        tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
         return cls(net, tokenizer, dtype=dtype)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:

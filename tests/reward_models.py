@@ -1,0 +1,99 @@
+"""Tiny random models of the real rewards' architectures, written as their folders on the hub are."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+TEXT = "a an the of red blue green ring star cross two three left right and yes no photo one"
+WORDS = TEXT.split()
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+
+
+def tokenizer(length: int = 16, extra: tuple[str, ...] = (), mask: bool = True):
+    """Words to numbers, with an end token, as a fast tokenizer of transformers."""
+    special = ["<pad>", "<unk>", "<s>", "</s>", *extra]
+    vocab = {word: i for i, word in enumerate([*special, *WORDS, "Yes", "No"])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocab["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=list(extra),
+        model_max_length=length,
+        model_input_names=["input_ids", "attention_mask"] if mask else ["input_ids"],
+    )
+
+
+def spread(net, scale: float = 2.0):
+    """The same network with larger weights, so that its outputs differ between pictures."""
+    with torch.no_grad():
+        for weights in net.parameters():
+            if weights.ndim > 1:
+                weights.mul_(scale)
+    return net.eval()
+
+
+def clip_folder(folder: Path, scale: float = 2.0) -> Path:
+    """Weights, tokenizer and image processor of a tiny CLIPModel."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = {
+        **TOWER,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "eos_token_id": words.eos_token_id,
+        "bos_token_id": words.bos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=24)
+    spread(CLIPModel(config), scale).save_pretrained(folder)
+    words.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(**size).save_pretrained(folder)
+    return folder
+
+
+def siglip_folder(folder: Path, scale: float = 2.0) -> Path:
+    """The same of a tiny SiglipModel."""
+    torch.manual_seed(0)
+    words = tokenizer(mask=False)
+    text = {**TOWER, "vocab_size": len(words), "max_position_embeddings": 16}
+    config = SiglipConfig(text_config=text, vision_config=VISION)
+    spread(SiglipModel(config), scale).save_pretrained(folder)
+    words.save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def bert_tokenizer(folder: Path) -> Path:
+    """BERT's tokenizer with few words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
