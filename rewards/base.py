@@ -168,7 +168,8 @@ class RewardModel:
             columns = {
                 name: torch.cat([part[name] for part in parts]).to(home) for name in parts[0]
             }
-        if self.residency == "scoring" and not graph:  # a backward pass still needs them in place
+        open_graph = any(column.requires_grad for column in columns.values())
+        if self.residency == "scoring" and not open_graph:  # a backward pass needs them in place
             self._move(torch.device("cpu"))
         return columns if len(columns) > 1 else columns[self.name]
 

@@ -78,7 +78,6 @@ def test_cosine_and_logit(folder, pictures):
 def test_declared_abilities(kind, tmp_path, pictures):
     reward = TransformersCLIPScore(str(MAKERS[kind](tmp_path / "tiny", scale=1.0)))
     check_reward(reward, pictures(3, 32, 32) / 255 * 0.8 + 0.1, ITEMS, step=0.02)
-    check_reward(reward, pictures(3, 64, 48) / 255 * 0.8 + 0.1, ITEMS, step=0.5)
 
 
 def test_pickscore_is_the_logit(tmp_path, pictures):
