@@ -97,3 +97,47 @@ def bert_tokenizer(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
+
+
+def llava_folder(folder: Path) -> Path:
+    """A tiny LLaVA: a CLIP tower before a Llama, with a chat template."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    torch.manual_seed(0)
+    words = tokenizer(length=64, extra=("<image>",))
+    text = LlamaConfig(
+        **TOWER,
+        num_key_value_heads=2,
+        vocab_size=len(words),
+        max_position_embeddings=128,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=text,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    spread(LlavaForConditionalGeneration(config)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(**size),
+        tokenizer=words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=(
+            "{% for m in messages %}{% for c in m['content'] %}"
+            "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}"
+            "{% endfor %}{% endfor %}"
+        ),
+    ).save_pretrained(folder)
+    return folder
