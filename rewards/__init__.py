@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rewards.aesthetic import AestheticScore
     from rewards.base import RewardModel
     from rewards.clip import CLIPScore, ContrastiveScore
+    from rewards.compositional import GenEval
     from rewards.detectors import Detector
     from rewards.encoders import OpenClipEncoder
     from rewards.ensemble import WeightedSum
     from rewards.function import PythonFunction
-    from rewards.geneval import GenEval
     from rewards.hps import HPSv2
     from rewards.image_reward import ImageReward
     from rewards.jpeg import JPEGCompressibility
@@ -34,7 +34,7 @@ _HOMES = {
     "CLIPScore": "rewards.clip",
     "ContrastiveScore": "rewards.clip",
     "Detector": "rewards.detectors",
-    "GenEval": "rewards.geneval",
+    "GenEval": "rewards.compositional",
     "HPSv2": "rewards.hps",
     "ImageReward": "rewards.image_reward",
     "JPEGCompressibility": "rewards.jpeg",

@@ -30,7 +30,7 @@ class ContrastiveScore(RewardModel):
     name = "clip"
     differentiable = True
     needs_text = True
-    range = (-100.0, 100.0)
+    range: tuple[float, float] | None = (-100.0, 100.0)
 
     def __init__(
         self,

@@ -53,14 +53,18 @@ class Encoder(nn.Module):
         held = next(self.net.parameters())
         return held.device, held.dtype
 
+    def follow(self, device: torch.device) -> None:
+        """Go where the pictures are."""
+        if self.place[0] != device:
+            self.to(device)
+
     def images(self, media: Tensor) -> Tensor:
         """Embeddings ``(B, D)`` of pictures ``(B, 3, H, W)`` in [0, 1], not normalised."""
         with scoring_call() as memo:
 
             def embed() -> Tensor:
                 pixels = memo.get(self.preprocess, media, lambda: self.preprocess(media))
-                if self.place[0] != media.device:
-                    self.to(media.device)
+                self.follow(media.device)
                 return self.encode_pixels(pixels)
 
             return memo.get(self, media, embed)

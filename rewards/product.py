@@ -44,13 +44,13 @@ class Product(RewardModel):
             raise ValueError("a product needs at least one member, got none")
         if name in members:
             raise ValueError(f"the total is named {name!r} like a member; give one another name")
-        for member, power in powers.items():
-            if member not in members:
-                raise ValueError(f"power for {member!r}, but the members are {', '.join(members)}")
+        for label, power in powers.items():
+            if label not in members:
+                raise ValueError(f"power for {label!r}, but the members are {', '.join(members)}")
             if not (math.isfinite(power) and power >= 0):
-                raise ValueError(f"the power of {member!r} must be 0 or more, got {power}")
+                raise ValueError(f"the power of {label!r} must be 0 or more, got {power}")
         self.name = name
-        self.powers = {member: float(powers.get(member, 1.0)) for member in members}
+        self.powers = {label: float(powers.get(label, 1.0)) for label in members}
         self.members = dict(members)
         searched = {label: m for label, m in members.items() if self.powers[label]}
         for label, member in searched.items():

@@ -141,3 +141,82 @@ def llava_folder(folder: Path) -> Path:
         ),
     ).save_pretrained(folder)
     return folder
+
+
+def owl_folder(folder: Path, kind: str = "owlv2") -> Path:
+    """A tiny OWLv2 or OWL-ViT."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = {
+        **TOWER,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "eos_token_id": words.eos_token_id,
+        "bos_token_id": words.bos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    name = {"owlv2": "Owlv2", "owlvit": "OwlViT"}[kind]
+    config = getattr(t, f"{name}Config")(text_config=text, vision_config=VISION, projection_dim=32)
+    spread(getattr(t, f"{name}ForObjectDetection")(config)).save_pretrained(folder)
+    size = {"size": {"height": 32, "width": 32}}
+    if kind == "owlvit":
+        size["do_center_crop"] = False
+    processor = getattr(t, f"{name}ImageProcessor")(**size)
+    getattr(t, f"{name}Processor")(image_processor=processor, tokenizer=words).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def grounding_folder(folder: Path) -> Path:
+    """A tiny Grounding DINO: Swin, BERT and deformable attention."""
+    from transformers import (
+        BertConfig,
+        BertTokenizerFast,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        GroundingDinoProcessor,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
+    vocab = {word: i for i, word in enumerate([*special, *WORDS])}
+    words = BertTokenizerFast(vocab=vocab)
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=12,
+        depths=[1, 1, 1],
+        num_heads=[1, 2, 2],
+        window_size=4,
+        out_features=["stage2", "stage3"],
+    )
+    text = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    config = GroundingDinoConfig(
+        backbone_config=backbone,
+        text_config=text,
+        d_model=32,
+        encoder_layers=1,
+        encoder_ffn_dim=48,
+        encoder_attention_heads=2,
+        decoder_layers=2,
+        decoder_ffn_dim=48,
+        decoder_attention_heads=2,
+        num_queries=12,
+        num_feature_levels=3,
+        max_text_len=32,
+    )
+    GroundingDinoForObjectDetection(config).eval().save_pretrained(folder)
+    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(image_processor=images, tokenizer=words).save_pretrained(folder)
+    return folder
