@@ -10,18 +10,47 @@ from torch.nn import functional
 
 from rewards.base import Residency, RewardModel
 from rewards.blip import LinearHead
-from rewards.embedding import Precision
+from rewards.embedding import Encoder, Precision
 from rewards.encoders import OpenClipSource
 from rewards.weights import find_weights, load_tensors
 
 _NAMES = ("aesthetic-model.safetensors", "aesthetic.safetensors", "aesthetic-model.pth")
 
 
-class AestheticScore(RewardModel):
+class EmbeddingScore(RewardModel):
+    """A linear head on the unit embedding of a picture; the prompt is not looked at.
+
+    Args:
+        encoder: embeds; its forward is shared with other rewards on it.
+        head: makes a number of an embedding; float32, frozen.
+        device: as in `RewardModel`.
+        residency: as in `RewardModel`.
+    """
+
+    name = "aesthetic"
+    differentiable = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: LinearHead,
+        *,
+        device: str | None = None,
+        residency: Residency = "resident",
+    ) -> None:
+        super().__init__(device=device, residency=residency)
+        self.encoder, self.head = encoder, head.float().eval().requires_grad_(False)
+
+    def score(self, media: Tensor, features: Sequence[Any]) -> Tensor:
+        """Scores ``(B,)``."""
+        return self.head(functional.normalize(self.encoder.images(media), dim=-1))
+
+
+class AestheticScore(EmbeddingScore):
     """LAION's aesthetic score (Schuhmann et al. 2022), about 1 to 10.
 
-    A linear head, or several linear layers, on the unit embedding of CLIP ViT-L/14; that encoder's
-    forward is shared with a `CLIPScore` of the same model. The prompt is not looked at.
+    One linear layer or several on the unit embedding of CLIP ViT-L/14; that encoder's forward is
+    shared with a `CLIPScore` of the same model. The prompt is not looked at.
 
     Args:
         head: file, folder or hub id of the head. The published ones are pickles:
@@ -39,9 +68,6 @@ class AestheticScore(RewardModel):
             `OpenClipEncoder.load`; or the head does not fit the CLIP.
     """
 
-    name = "aesthetic"
-    differentiable = True
-
     def __init__(
         self,
         head: str = "trl-lib/ddpo-aesthetic-predictor",
@@ -54,23 +80,18 @@ class AestheticScore(RewardModel):
         residency: Residency = "resident",
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__(device=device, residency=residency)
         file = find_weights(head, _NAMES, allow_pickle=allow_pickle, cache_dir=cache_dir)
         tensors = load_tensors(file)
         if set(tensors) == {"weight", "bias"}:  # the older heads: one layer without a name
             tensors = {f"layers.0.{name}": tensor for name, tensor in tensors.items()}
-        self.head = LinearHead.of(tensors).float().eval().requires_grad_(False)
+        loaded = LinearHead.of(tensors)
         source = OpenClipSource(model, pretrained, False, dtype, device, residency, cache_dir)
-        self.encoder = source.encoder()
-        width = next(iter(self.head.layers.values())).in_features
-        found = getattr(self.encoder.net.visual, "output_dim", width)
+        encoder = source.encoder()
+        width = next(iter(loaded.layers.values())).in_features
+        found = getattr(encoder.net.visual, "output_dim", width)
         if found != width:
             raise ValueError(
                 f"the head {head!r} takes embeddings of {width} numbers, those of {model!r} have "
                 f"{found}; give the CLIP that the head was trained on"
             )
-
-    def score(self, media: Tensor, features: Sequence[Any]) -> Tensor:
-        """Scores ``(B,)``."""
-        images = functional.normalize(self.encoder.images(media), dim=-1)
-        return self.head(images)
+        super().__init__(encoder, loaded, device=device, residency=residency)

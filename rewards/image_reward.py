@@ -26,24 +26,15 @@ _MEAN, _STD = (
 _CHANNELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ImageReward(RewardModel):
-    """ImageReward (Xu et al. 2023, https://arxiv.org/abs/2304.05977), about 0 +- 1 over its data.
-
-    The published file is a pickle; ``python -m rewards.conversion ImageReward.pt FOLDER --layout
-    image-reward`` makes the folder that is loaded here.
+class BlipScore(RewardModel):
+    """Score by a network of ImageReward's form.
 
     Args:
-        model: such a folder, the published file, or a hub id.
-        tokenizer: hub id or folder of BERT's tokenizer; None takes the model's folder if it holds one,
-            else "google-bert/bert-base-uncased".
-        allow_pickle: load the published file itself, with weights_only.
+        net: the network; it is frozen and set to evaluation.
+        tokenizer: BERT's.
         dtype: precision of the towers; the head is float32.
         device: as in `RewardModel`.
         residency: as in `RewardModel`.
-        cache_dir: where downloads are kept instead of the hub's cache.
-
-    Raises:
-        FileNotFoundError, ValueError, WeightsUnavailable: as `rewards.weights.find_weights`.
     """
 
     name = "image-reward"
@@ -52,25 +43,18 @@ class ImageReward(RewardModel):
 
     def __init__(
         self,
-        model: str = "THUDM/ImageReward",
+        net: BlipReward,
+        tokenizer: Any,
         *,
-        tokenizer: str | None = None,
-        allow_pickle: bool = False,
         dtype: Precision = "float32",
         device: str | None = None,
         residency: Residency = "resident",
-        cache_dir: str | None = None,
     ) -> None:
         super().__init__(device=device, residency=residency)
-        weights = find_weights(
-            model, _NAMES, layout="image-reward", allow_pickle=allow_pickle, cache_dir=cache_dir
-        )
-        self.tokenizer = _tokenizer(tokenizer, weights.parent, cache_dir)
-        self.net = _network(weights).eval().requires_grad_(False)
-        for tower in (self.net.vision_model, self.net.text_encoder):
+        self.net, self.tokenizer = net.eval().requires_grad_(False), tokenizer
+        for tower in (net.vision_model, net.text_encoder):
             tower.to(getattr(torch, dtype))
-        size = self.net.image_size
-        self.preprocess = Preprocess((size, size), *_CHANNELS)
+        self.preprocess = Preprocess((net.image_size, net.image_size), *_CHANNELS)
 
     def featurize(self, item: Item) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of the prompt, each ``(35,)``."""
@@ -92,6 +76,49 @@ class ImageReward(RewardModel):
             torch.stack(list(part)).to(held.device) for part in zip(*features, strict=True)
         )
         return (self.net(pixels.to(held), ids, mask) - _MEAN) / _STD
+
+
+class ImageReward(BlipScore):
+    """ImageReward (Xu et al. 2023, https://arxiv.org/abs/2304.05977), about 0 +- 1 over its data.
+
+    The published file is a pickle; ``python -m rewards.conversion ImageReward.pt FOLDER --layout
+    image-reward`` makes the folder that is loaded here.
+
+    Args:
+        model: such a folder, the published file, or a hub id.
+        tokenizer: hub id or folder of BERT's tokenizer; None takes the model's folder if it holds one,
+            else "google-bert/bert-base-uncased".
+        allow_pickle: load the published file itself, with weights_only.
+        dtype: precision of the towers; the head is float32.
+        device: as in `RewardModel`.
+        residency: as in `RewardModel`.
+        cache_dir: where downloads are kept instead of the hub's cache.
+
+    Raises:
+        FileNotFoundError, ValueError, WeightsUnavailable: as `rewards.weights.find_weights`.
+    """
+
+    def __init__(
+        self,
+        model: str = "THUDM/ImageReward",
+        *,
+        tokenizer: str | None = None,
+        allow_pickle: bool = False,
+        dtype: Precision = "float32",
+        device: str | None = None,
+        residency: Residency = "resident",
+        cache_dir: str | None = None,
+    ) -> None:
+        weights = find_weights(
+            model, _NAMES, layout="image-reward", allow_pickle=allow_pickle, cache_dir=cache_dir
+        )
+        super().__init__(
+            _network(weights),
+            _tokenizer(tokenizer, weights.parent, cache_dir),
+            dtype=dtype,
+            device=device,
+            residency=residency,
+        )
 
 
 def _tokenizer(name: str | None, folder: Path, cache_dir: str | None) -> Any:

@@ -33,7 +33,7 @@ class JSONJudge(RewardModel):
 
     Args:
         model: hub id or folder.
-        fields: least and greatest mark of each field.
+        fields: least and greatest mark of each field, a pair.
         question: with ``{prompt}`` and ``{fields}`` in it; further ones come from the metadata.
         invalid: what an answer that is no such JSON means: "error", or "lowest": all marks least.
         max_new_tokens: of an answer.
@@ -56,7 +56,7 @@ class JSONJudge(RewardModel):
     def __init__(
         self,
         model: str,
-        fields: dict[str, tuple[float, float]],
+        fields: dict[str, list[float]],
         *,
         question: str = _QUESTION,
         invalid: Literal["error", "lowest"] = "error",
@@ -70,7 +70,7 @@ class JSONJudge(RewardModel):
     ) -> None:
         super().__init__(device=device, residency=residency)
         self.name = f"judge-{Path(model).name}"
-        if not fields or not all(low < high for low, high in fields.values()):
+        if not fields or not all(len(f) == 2 and f[0] < f[1] for f in fields.values()):
             raise ValueError(f"fields need a least and a greater mark each, got {fields}")
         if self.name in fields:
             raise ValueError(f"the field {self.name!r} is named like the reward; rename it")
