@@ -157,7 +157,9 @@ class Preprocess:
 def _rounded(levels: Tensor) -> Tensor:
     """Nearest of the levels 0 to 255, halves upwards; bicubic weights overshoot, so clipped.
 
-    The gradient is that of the clipping alone (straight-through).
+    The gradient is that of the clipping alone (straight-through). Without one, in place.
     """
+    if not levels.requires_grad:
+        return levels.clamp_(0, 255).add_(0.5).floor_()
     clipped = levels.clamp(0, 255)
     return clipped + ((clipped + 0.5).floor() - clipped).detach()

@@ -174,3 +174,26 @@ def test_a_function_sees_its_media_as_before():
         torch.rand(3, 3, 4, 4), [""] * 3
     )
     assert seen == [(3, 3, 4, 4)]
+
+
+def test_both_ways_of_the_benchmark_score_alike(monkeypatch):
+    """What is timed as the published way is what the batch computes."""
+    import importlib
+    from pathlib import Path
+
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    cases = importlib.import_module("benchmarks.reward_models").CASES
+    media = torch.rand(1, 3, 96, 80, generator=torch.Generator().manual_seed(0))
+    media = (media * 255).byte() / 255
+    picture = Image.fromarray((media[0] * 255).byte().permute(1, 2, 0).numpy())
+    for name in ("clip", "hps", "pickscore", "image-reward"):
+        case = cases[name](True, "cpu", "float32")
+        with torch.no_grad():
+            score = float(case.reward(media, [case.reward.prepare(ITEM)]))
+            published = case.one(picture, ITEM.prompt)
+        scale = {"clip": 100, "hps": 100, "pickscore": 100 / 14.285}.get(name, 1)
+        if name == "image-reward":
+            published = (published - 0.16717362830052426) / 1.0333394966054072
+        assert abs(score - published * scale) < 2e-2, name

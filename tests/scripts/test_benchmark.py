@@ -206,3 +206,15 @@ def test_benchmarks_of_the_embedded_models_write_their_fixed_keys(tmp_path, word
     assert {"versions", "device", "seed"} <= set(found["meta"])
     [row] = found["rows"]
     assert set(keys.split()) <= set(row)
+
+
+def test_rewards_are_timed_both_ways(tmp_path):
+    file = tmp_path / "rewards.json"
+    cell = ["rewards", "--json", str(file), "--devices", "cpu", "--quick", "--size", "64"]
+    command(*cell, "--rewards", "clip+aesthetic")
+    command(*cell, "--rewards", "clip+aesthetic", "image-reward")
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["reward"] for row in rows] == ["clip+aesthetic", "image-reward"]
+    for row in rows:
+        assert row.keys() >= {"device", "batch", "images_per_s", "images_per_s_pil", "ratio"}
+        assert row["ratio"] == pytest.approx(row["images_per_s"] / row["images_per_s_pil"])
