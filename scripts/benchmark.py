@@ -5,12 +5,13 @@
     python scripts/benchmark.py overhead --json outputs/overhead.json
     python scripts/benchmark.py flows --json outputs/flows.json --quick
     python scripts/benchmark.py chain-laws
+    python scripts/benchmark.py decoders --json outputs/decoders.json
     python scripts/benchmark.py rewards --json outputs/rewards.json --quick
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
 
-from benchmarks import chain_laws, exactness, flows, overhead, rewards, shapes
+from benchmarks import chain_laws, decoders, exactness, flows, overhead, rewards, shapes
 from jsonargparse import ArgumentParser
 
 # Each module has add_arguments(parser) and run(options); a further benchmark is one more entry.
@@ -20,6 +21,7 @@ COMMANDS = {
     "overhead": overhead,
     "flows": flows,
     "chain-laws": chain_laws,
+    "decoders": decoders,
     "rewards": rewards,
 }
 
