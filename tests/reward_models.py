@@ -220,3 +220,40 @@ def grounding_folder(folder: Path) -> Path:
     images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GroundingDinoProcessor(image_processor=images, tokenizer=words).save_pretrained(folder)
     return folder
+
+
+def blip2_folder(folder: Path) -> Path:
+    """A tiny BLIP-2 before a T5: an encoder and a decoder, and no chat template."""
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipImageProcessor,
+        T5Config,
+    )
+
+    torch.manual_seed(0)
+    words = tokenizer(length=64, extra=("<image>",))
+    text = T5Config(
+        vocab_size=len(words),
+        d_model=32,
+        d_kv=16,
+        d_ff=48,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=words.pad_token_id,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=words.eos_token_id,
+    )
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config={**TOWER, "encoder_hidden_size": 32, "vocab_size": 20},
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    config.use_decoder_only_language_model = False
+    spread(Blip2ForConditionalGeneration(config), 3.0).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    Blip2Processor(images, words, num_query_tokens=4).save_pretrained(folder)
+    return folder

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from reward_models import llava_folder
+from reward_models import blip2_folder, llava_folder
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rewards import JSONJudge, VQAScore, WeightsUnavailable
@@ -198,3 +198,26 @@ def test_a_real_model_writes_and_is_checked(folder, pictures):
 def test_nonsense_judges_are_refused(folder, fields, options, message):
     with pytest.raises(ValueError, match=message):
         JSONJudge(str(folder), fields, **options)
+
+
+def test_an_encoder_and_decoder_answers_too(tmp_path, pictures):
+    """BLIP-2 on a T5, whose answer begins at the decoder's first place."""
+    folder = blip2_folder(tmp_path / "blip2")
+    reward = VQAScore(str(folder), question="{prompt} yes or no")
+    assert reward.judge.two_towers
+    media = pictures(3, 60, 90)
+    scores = reward(media / 255, [reward.prepare(item) for item in ITEMS])
+    net = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    for row, item, score in zip(media, ITEMS, scores, strict=True):
+        picture = Image.fromarray(row.permute(1, 2, 0).numpy())
+        text = f"Question: {item.prompt} yes or no Answer:"
+        told = processor(images=picture, text=text, return_tensors="pt")
+        start = torch.full((1, 1), processor.tokenizer.pad_token_id)
+        with torch.no_grad():
+            p = net(**told, decoder_input_ids=start).logits[0, -1].softmax(-1)
+        expected = sum(p[processor.tokenizer.convert_tokens_to_ids(w)] for w in ("Yes", "yes"))
+        torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-5)
+    questions = [reward.prepare(item) for item in ITEMS]
+    written = reward.judge.answers(media, questions, 3)
+    assert written[1:2] == reward.judge.answers(media[1:2], questions[1:2], 3)
