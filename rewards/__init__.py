@@ -9,51 +9,87 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rewards.aesthetic import AestheticScore
     from rewards.base import RewardModel
     from rewards.clip import CLIPScore, ContrastiveScore
-    from rewards.encoders import OpenClipEncoder, WeightsUnavailable
+    from rewards.compositional import GenEval
+    from rewards.detectors import Detector
+    from rewards.encoders import OpenClipEncoder
     from rewards.ensemble import MeanRank, WeightedSum
     from rewards.frames import MotionAmount, MotionSmoothness, OnFrames
     from rewards.function import PythonFunction
+    from rewards.hps import HPSv2
+    from rewards.image_reward import ImageReward
     from rewards.jpeg import JPEGCompressibility
+    from rewards.json_judge import JSONJudge
     from rewards.judge import CalibratedSum, JudgeFit, fit_to_judge
+    from rewards.pickscore import PickScore
+    from rewards.product import Product
     from rewards.shapes import ShapesCLIP, ShapesVerifier
+    from rewards.transformers_clip import TransformersCLIPScore, TransformersEncoder
+    from rewards.vision_language import VisionLanguageModel
+    from rewards.vqa import VQAScore
+    from rewards.weights import WeightsUnavailable
 
 _HOMES = {
-    "CalibratedSum": "rewards.judge",
+    "AestheticScore": "rewards.aesthetic",
     "CLIPScore": "rewards.clip",
+    "CalibratedSum": "rewards.judge",
     "ContrastiveScore": "rewards.clip",
+    "Detector": "rewards.detectors",
+    "GenEval": "rewards.compositional",
+    "HPSv2": "rewards.hps",
+    "ImageReward": "rewards.image_reward",
     "JPEGCompressibility": "rewards.jpeg",
+    "JSONJudge": "rewards.json_judge",
     "JudgeFit": "rewards.judge",
     "MeanRank": "rewards.ensemble",
     "MotionAmount": "rewards.frames",
     "MotionSmoothness": "rewards.frames",
     "OnFrames": "rewards.frames",
     "OpenClipEncoder": "rewards.encoders",
+    "PickScore": "rewards.pickscore",
+    "Product": "rewards.product",
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
     "ShapesCLIP": "rewards.shapes",
     "ShapesVerifier": "rewards.shapes",
+    "TransformersCLIPScore": "rewards.transformers_clip",
+    "TransformersEncoder": "rewards.transformers_clip",
+    "VQAScore": "rewards.vqa",
+    "VisionLanguageModel": "rewards.vision_language",
     "WeightedSum": "rewards.ensemble",
-    "WeightsUnavailable": "rewards.encoders",
+    "WeightsUnavailable": "rewards.weights",
     "fit_to_judge": "rewards.judge",
 }
 
 __all__ = [
+    "AestheticScore",
     "CLIPScore",
     "CalibratedSum",
     "ContrastiveScore",
+    "Detector",
+    "GenEval",
+    "HPSv2",
+    "ImageReward",
     "JPEGCompressibility",
+    "JSONJudge",
     "JudgeFit",
     "MeanRank",
     "MotionAmount",
     "MotionSmoothness",
     "OnFrames",
     "OpenClipEncoder",
+    "PickScore",
+    "Product",
     "PythonFunction",
     "RewardModel",
     "ShapesCLIP",
     "ShapesVerifier",
+    "TransformersCLIPScore",
+    "TransformersEncoder",
+    "VQAScore",
+    "VisionLanguageModel",
     "WeightedSum",
     "WeightsUnavailable",
     "fit_to_judge",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from steering.reward import Item
+from steering.reward import Item, scoring_call
 
 #: What `RewardModel.score` may return: ``(B,)``, or named columns of that shape.
 Scored = Tensor | Mapping[str, Tensor]
 
+#: Where weights are between calls: on the device, or on the CPU, which leaves the device's memory free.
+Residency = Literal["resident", "scoring"]
 
 #: arguments that say where or how precisely a reward computes, not what
-_PLACE = ("device", "dtype")
+_PLACE = ("device", "dtype", "residency", "cache_dir", "batch_limit")
 
 
 def _told(value: Any) -> str:
@@ -50,6 +52,12 @@ class RewardModel:
     Args:
         device: where the weights live; media are moved there and the scores back. None follows the
             media: the weights move, once, to the device of the first pictures.
+        residency: "resident" leaves the weights there; "scoring" moves them there for each call and
+            back to the CPU after it (not after one that may be differentiated); texts are encoded
+            on the CPU then.
+
+    Raises:
+        ValueError: another residency.
     """
 
     name: str = "reward"
@@ -60,7 +68,17 @@ class RewardModel:
     calls_per_row: int = 1
     _made: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def __init__(self, *, device: str | torch.device | None = None) -> None:
+    residency: Residency = "resident"
+
+    def __init__(
+        self,
+        *,
+        device: str | torch.device | None = None,
+        residency: Residency = "resident",
+    ) -> None:
+        if residency not in get_args(Residency):
+            raise ValueError(f"residency is {' or '.join(get_args(Residency))}, got {residency!r}")
+        self.residency = residency
         self._pinned = None if device is None else torch.device(device)
 
     def featurize(self, item: Item) -> Any:
@@ -88,7 +106,8 @@ class RewardModel:
                 f"reward {self.name!r} compares pictures with their prompt, got {item.prompt!r}; "
                 "give a prompt, or choose a reward that needs none"
             )
-        self._settle(None)
+        if self.residency == "resident":
+            self._settle(None)
         # Not inference_mode: its tensors may not take part in a graph later.
         with torch.no_grad():
             return self.featurize(item)
@@ -134,11 +153,14 @@ class RewardModel:
                 number a row.
         """
         self._check_media(media, features)
-        home = media.device
-        self._settle(home)
-        media = media.to(self._pinned or home)
+        home, target = media.device, self._pinned or media.device
+        self._settle(home, patient=True)
         limit = self.batch_limit or max(len(media), 1)
-        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+        graph = self.differentiable and torch.is_grad_enabled()
+        with torch.set_grad_enabled(graph), scoring_call() as memo:
+            if target != home:
+                source = media
+                media = memo.get(target, source, lambda: source.to(target))
             parts = [
                 self._columns(self.score(rows, features[i * limit : (i + 1) * limit]), len(rows))
                 for i, rows in enumerate(media.split(limit))
@@ -146,15 +168,23 @@ class RewardModel:
             columns = {
                 name: torch.cat([part[name] for part in parts]).to(home) for name in parts[0]
             }
+        open_graph = any(column.requires_grad for column in columns.values())
+        if self.residency == "scoring" and not open_graph:  # a backward pass needs them in place
+            self._move(torch.device("cpu"))
         return columns if len(columns) > 1 else columns[self.name]
 
-    def _settle(self, follow: torch.device | None) -> None:
+    def _settle(self, follow: torch.device | None, *, patient: bool = False) -> None:
         """Move the weights to the pinned device, else to the one to follow."""
         target = self._pinned or follow
-        if target is None:
-            return
+        if target is not None:
+            self._move(target, patient=patient)
+
+    def _move(self, target: torch.device, *, patient: bool = False) -> None:
+        """Move the weights; patient ones are left out, which go where their input is by themselves."""
         for module in vars(self).values():
-            if isinstance(module, nn.Module):
+            if isinstance(module, nn.Module) and not (
+                patient and getattr(module, "patient", False)
+            ):
                 held = next(module.parameters(), None)
                 if held is not None and held.device != target:
                     module.to(target)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.base import RewardModel
-from rewards.encoders import OpenClipEncoder, Precision
+from rewards.base import Residency, RewardModel
+from rewards.embedding import Encoder, Precision
+from rewards.encoders import OpenClipSource
 from steering.reward import Item
 
 
@@ -23,15 +24,22 @@ class ContrastiveScore(RewardModel):
     Args:
         encoder: embeds both.
         device: as in `RewardModel`.
+        residency: as in `RewardModel`.
     """
 
     name = "clip"
     differentiable = True
     needs_text = True
-    range = (-100.0, 100.0)
+    range: tuple[float, float] | None = (-100.0, 100.0)
 
-    def __init__(self, encoder: OpenClipEncoder, *, device: str | None = None) -> None:
-        super().__init__(device=device)
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        device: str | None = None,
+        residency: Residency = "resident",
+    ) -> None:
+        super().__init__(device=device, residency=residency)
         self.encoder = encoder
 
     def featurize(self, item: Item) -> Tensor:
@@ -40,9 +48,13 @@ class ContrastiveScore(RewardModel):
 
     def score(self, media: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Scores ``(B,)``, from -100 to 100."""
+        return 100 * self.cosines(media, features)
+
+    def cosines(self, media: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Cosines ``(B,)`` between pictures and the prompts of their rows."""
         images = functional.normalize(self.encoder.images(media), dim=-1)
         texts = torch.stack(list(features)).to(images.device)
-        return 100 * (images * texts).sum(-1)
+        return (images * texts).sum(-1)
 
 
 class CLIPScore(ContrastiveScore):
@@ -56,6 +68,7 @@ class CLIPScore(ContrastiveScore):
         allow_pickle: load weights that are not safetensors.
         dtype: precision of the weights.
         device: as in `RewardModel`.
+        residency: as in `RewardModel`.
         cache_dir: where downloads are kept instead of the hub's cache.
     """
 
@@ -67,11 +80,12 @@ class CLIPScore(ContrastiveScore):
         allow_pickle: bool = False,
         dtype: Precision = "float32",
         device: str | None = None,
+        residency: Residency = "resident",
         cache_dir: str | None = None,
     ) -> None:
-        encoder = OpenClipEncoder.load(
-            model, pretrained, allow_pickle=allow_pickle, cache_dir=cache_dir, dtype=dtype
+        source = OpenClipSource(
+            model, pretrained, allow_pickle, dtype, device, residency, cache_dir
         )
-        super().__init__(encoder, device=device)
+        super().__init__(source.encoder(), device=device, residency=residency)
         words = ("clip", Path(model).name, Path(pretrained).stem if pretrained else "")
         self.name = "-".join(word for word in words if word)

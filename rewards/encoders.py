@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
-import torch
 from open_clip.pretrained import download_pretrained_from_hf
-from torch import Tensor, nn
+from torch import Tensor
 
+from rewards.caching import fingerprint, shared
+from rewards.embedding import Encoder, Precision
 from rewards.preprocessing import Preprocess
-
-Precision = Literal["float32", "float16", "bfloat16"]
+from rewards.weights import WeightsUnavailable, load_tensors
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = (
@@ -27,11 +29,7 @@ _PICKLES = (".bin", ".pt", ".pth")
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
 
 
-class WeightsUnavailable(OSError):
-    """A model's files cannot be had: no network, no such id, or nothing in the cache."""
-
-
-class OpenClipEncoder(nn.Module):
+class OpenClipEncoder(Encoder):
     """Embeds pictures and texts in one space (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
 
     Args:
@@ -41,10 +39,10 @@ class OpenClipEncoder(nn.Module):
     """
 
     def __init__(self, net: Any, tokenizer: Any, *, dtype: Precision = "float32") -> None:
-        super().__init__()
-        self.preprocess = Preprocess.from_config(open_clip.get_model_preprocess_cfg(net))
+        preprocess = Preprocess.from_config(open_clip.get_model_preprocess_cfg(net))
+        super().__init__(net, preprocess, dtype)
+        self.net: Any
         self.tokenizer = tokenizer
-        self.net: Any = net.to(getattr(torch, dtype)).eval().requires_grad_(False)
 
     @classmethod
     def load(
@@ -96,19 +94,79 @@ class OpenClipEncoder(nn.Module):
         open_clip.load_checkpoint(net, str(weights), weights_only=True)
         return cls(net, tokenizer, dtype=dtype)
 
-    def images(self, media: Tensor) -> Tensor:
-        """Embeddings ``(B, D)`` of pictures ``(B, 3, H, W)`` in [0, 1], not normalised."""
-        return self.encode_pixels(self.preprocess(media))
+    @classmethod
+    def of_file(
+        cls, weights: Path, config: Mapping[str, Any], *, dtype: Precision = "float32"
+    ) -> OpenClipEncoder:
+        """Load a weight file of a known architecture.
+
+        Args:
+            weights: safetensors, or a pickle that the caller allows.
+            config: the content of an open_clip_config.json; one beside the file goes before it.
+            dtype: precision of the weights.
+
+        Raises:
+            ValueError: the file holds the weights of something else.
+        """
+        beside = weights.parent / _CONFIG
+        if beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        net = open_clip.CLIP(**config["model_cfg"])
+        open_clip.set_model_preprocess_cfg(net, dict(config["preprocess_cfg"]))
+        try:
+            net.load_state_dict(load_tensors(weights), strict=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{weights} does not hold the weights of this model: {error}"
+            ) from error
+        text = config["model_cfg"]["text_cfg"]
+        tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+        return cls(net, tokenizer, dtype=dtype)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Embeddings ``(B, D)`` of preprocessed pictures."""
-        held = next(self.net.parameters())
-        return self.net.encode_image(pixels.to(held.device, held.dtype)).float()
+        device, dtype = self.place
+        return self.net.encode_image(pixels.to(device, dtype)).float()
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings ``(n, D)`` of texts; not normalised. The tokenizer cuts what is too long."""
-        held = next(self.net.parameters())
-        return self.net.encode_text(self.tokenizer(list(prompts)).to(held.device)).float()
+    def encode_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings ``(n, D)`` of texts; not normalised."""
+        return self.net.encode_text(self.tokenizer(list(prompts)).to(self.place[0])).float()
+
+
+@dataclass(frozen=True)
+class OpenClipSource:
+    """Which model of open_clip, and how it is kept; equal ones share one encoder while it lives.
+
+    Attributes:
+        model: built-in name, hub id or folder; see `OpenClipEncoder.load`, also for what it raises.
+        pretrained: tag or file of the weights, with a built-in name.
+        allow_pickle: load weights that are not safetensors.
+        dtype: precision of the weights.
+        device: of the reward that asks.
+        residency: of the reward that asks.
+        cache_dir: where downloads are kept instead of the hub's cache.
+    """
+
+    model: str
+    pretrained: str | None = None
+    allow_pickle: bool = False
+    dtype: Precision = "float32"
+    device: str | None = None
+    residency: str = "resident"
+    cache_dir: str | None = None
+
+    def encoder(self) -> OpenClipEncoder:
+        """The one encoder of this source."""
+        return shared(
+            (self, fingerprint(self.model), fingerprint(self.pretrained)),
+            lambda: OpenClipEncoder.load(
+                self.model,
+                self.pretrained,
+                allow_pickle=self.allow_pickle,
+                cache_dir=self.cache_dir,
+                dtype=self.dtype,
+            ),
+        )
 
 
 def _source(model: str, pretrained: str | None) -> str:

@@ -6,11 +6,13 @@
     python scripts/benchmark.py flows --json outputs/flows.json --quick
     python scripts/benchmark.py digits --json outputs/digits.json --quick
     python scripts/benchmark.py chain-laws
+    python scripts/benchmark.py decoders --json outputs/decoders.json
+    python scripts/benchmark.py rewards --json outputs/rewards.json --quick
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
 
-from benchmarks import chain_laws, digits, exactness, flows, overhead, shapes
+from benchmarks import chain_laws, decoders, digits, exactness, flows, overhead, rewards, shapes
 from jsonargparse import ArgumentParser
 
 # Each module has add_arguments(parser) and run(options); a further benchmark is one more entry.
@@ -21,6 +23,8 @@ COMMANDS = {
     "flows": flows,
     "chain-laws": chain_laws,
     "digits": digits,
+    "decoders": decoders,
+    "rewards": rewards,
 }
 
 

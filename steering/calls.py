@@ -16,7 +16,7 @@ from steering.live import Live, Report
 from steering.model import Stage
 from steering.prediction import Posterior
 from steering.requests import Denoise, Render, Score, Scores
-from steering.reward import Reward
+from steering.reward import Reward, scoring_call
 from steering.times import Time
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Calls:
         with torch.set_grad_enabled(wants_grad):
             with self._stopwatch("decode", batch.payers):
                 media = self._model.decode(x_0, handles, stage)
-            with self._stopwatch("reward", batch.payers):
+            with self._stopwatch("reward", batch.payers), scoring_call():
                 columns: dict[str, Tensor] = {}
                 for name, reward in rewards.items():
                     columns |= _columns(name, reward, media, [f[name] for f in features])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steering.adapters import PipelineModel, adapt
+from steering.adapters.cheap_decode import CheapDecode
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
@@ -43,6 +44,7 @@ class SteeredPipeline:
         deterministic: bit-identical results for any packing.
         bucket: rows of every call in deterministic mode.
         on_progress: told after each turn what is done and spent.
+        guesses: how guesses part-way are decoded; None: by the full decoder, as finished samples are.
 
     Example:
         >>> from steering import SteeredPipeline            # doctest: +SKIP
@@ -61,6 +63,7 @@ class SteeredPipeline:
         budget: Budget | None = None,
         seed: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        guesses: CheapDecode | None = None,
         **engine: Any,
     ) -> None:
         if not isinstance(sampler, Search):
@@ -79,7 +82,7 @@ class SteeredPipeline:
         self.strength = strength if isinstance(strength, Strength) else Strength(float(strength))
         self.budget = budget or Budget()
         self.seed = seed
-        self.on_progress = on_progress
+        self.on_progress, self.guesses = on_progress, guesses
         known = inspect.signature(Engine).parameters
         for option in engine:
             if option not in known or option in ("model", "reward", "held_out", "on_progress"):
@@ -259,7 +262,7 @@ class SteeredPipeline:
         scheduler = getattr(getattr(self.pipe, "scheduler", None), "config", None)
         key = repr((sorted(call.items()), parts, where, scheduler))
         if key not in self._models:
-            self._models[key] = adapt(self.pipe, call=call)
+            self._models[key] = adapt(self.pipe, call=call).look_by(self.guesses)
         return self._models[key]
 
     def reset(self) -> None:

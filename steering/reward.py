@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -43,3 +46,48 @@ class Reward(Protocol):
             ``(B,)`` on the media's device; or named columns of that shape, of which the one named
             like the reward is the total that is searched.
         """
+
+
+class Memo:
+    """What was computed of some media during one scoring call, by which tensor it was computed of.
+
+    Rewards that share an encoder find each other's embeddings here, so its forward runs once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[Tensor, Any]] = {}
+
+    def get(self, what: Hashable, media: Tensor, make: Callable[[], Any]) -> Any:
+        """The value known as ``what`` of these media; made if there is none yet.
+
+        The same memory counts as the same media (a view of all rows is no copy). What was made
+        without a graph does not serve those that need one.
+        """
+        place = (media.data_ptr(), media.shape, media.stride(), media.dtype, media.device)
+        graph = torch.is_grad_enabled() and media.requires_grad
+        # A tensor made under inference_mode keeps no version; it cannot be changed outside either.
+        version = 0 if media.is_inference() else media._version
+        key = (what, place, version, graph)
+        if key not in self._known:
+            self._known[key] = (
+                media,
+                make(),
+            )  # the media are held, so that their memory stays theirs
+        return self._known[key][1]
+
+
+_MEMO: ContextVar[Memo | None] = ContextVar("scoring_memo", default=None)
+
+
+@contextlib.contextmanager
+def scoring_call() -> Iterator[Memo]:
+    """One scoring call: whatever is scored inside shares a memo, which ends with the outermost."""
+    outer = _MEMO.get()
+    if outer is not None:
+        yield outer
+        return
+    token = _MEMO.set(Memo())
+    try:
+        yield _MEMO.get()  # type: ignore[misc]
+    finally:
+        _MEMO.reset(token)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.adapters.cheap_decode import CheapDecode, Decode
 from steering.adapters.checks import (
     Refusal,
     check_call,
@@ -82,6 +83,16 @@ class PipelineModel:
         self._decoder = Decoder(pipe, self._tail, example.to(self.device))
         self._gathered: OrderedDict[tuple[int, ...], tuple[Any, Any]] = OrderedDict()
         self._levels: dict[Time, list[float]] = {}
+        self._cheap: Decode | None = None
+
+    def look_by(self, policy: CheapDecode | None) -> PipelineModel:
+        """Decode guesses part-way by a cheaper decoder; None: by the full one. Returns itself.
+
+        Raises:
+            Refusal: it cannot be done for this model.
+        """
+        self._cheap = None if policy is None else policy.fit(self)
+        return self
 
     def _learn(self, *, negative: bool) -> Plan:
         if negative in self._plans:
@@ -286,6 +297,8 @@ class PipelineModel:
 
         Differentiable if the abilities say so; a safety checker looks at rendered media only.
         """
+        if self._cheap is not None and stage is Stage.INTERMEDIATE:
+            return self._cheap(x_0)
         return self._decoder(x_0)
 
     def render(self, x_0: Tensor, conditioning: Sequence[Handle]) -> list[Any]:

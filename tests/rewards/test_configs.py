@@ -10,7 +10,10 @@ from rewards import RewardModel
 from steering.reward import Reward
 
 FOLDER = Path(__file__).parents[2] / "configs" / "reward"
-NAMES = {"clip", "jpeg", "shapes-clip", "shapes-verifier"}
+NAMES = {
+    *("clip", "jpeg", "shapes-clip", "shapes-verifier", "siglip", "pickscore", "hps-v2"),
+    *("image-reward", "aesthetic", "vqa", "judge", "geneval"),
+}
 
 
 def parse(kind, config):

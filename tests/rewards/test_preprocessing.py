@@ -75,6 +75,24 @@ def test_gradients_pass_the_roundings():
     assert gradient.sum() == pytest.approx(2 * 3 * 32 * 32, rel=0.02)
 
 
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("crop", ["round", "floor"])
+def test_gradients_are_finite_differences(pictures, mode, crop):
+    media = (pictures(1, 71, 50) / 255 * 0.6 + 0.2).requires_grad_(True)
+    preprocess = Preprocess((32, 32), (0.4,) * 3, (0.2,) * 3, resize_mode=mode, crop=crop)
+    weights = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((preprocess(media) * weights).sum(), media)
+    step = 2.0 * gradient / gradient.norm()  # long, since pixels are rounded to 8 bits
+    with torch.no_grad():
+        ahead, behind = ((preprocess(media + s * step) * weights).sum() for s in (1, -1))
+    assert float(ahead - behind) / 4 == pytest.approx(float(gradient.norm()), rel=0.03)
+
+
+def test_unknown_crops_are_refused():
+    with pytest.raises(ValueError, match="crop is round or floor; got 'left'"):
+        Preprocess((8, 8), (0.0,), (1.0,), crop="left")
+
+
 def test_unknown_modes_are_refused():
     with pytest.raises(ValueError, match=r"shortest, longest, squash; got 'crop'"):
         Preprocess((8, 8), (0.0,), (1.0,), resize_mode="crop")

@@ -218,3 +218,15 @@ def test_a_cell_that_fails_costs_no_other_its_row(processes):
     assert sorted(found) == [2.0, 3.0]
     [error] = caught.value.exceptions
     assert error.__notes__ == ["in -1.0"]
+
+
+def test_rewards_are_timed_both_ways(tmp_path):
+    file = tmp_path / "rewards.json"
+    cell = ["rewards", "--json", str(file), "--devices", "cpu", "--quick", "--size", "64"]
+    command(*cell, "--rewards", "clip+aesthetic")
+    command(*cell, "--rewards", "clip+aesthetic", "image-reward")
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["reward"] for row in rows] == ["clip+aesthetic", "image-reward"]
+    for row in rows:
+        assert row.keys() >= {"device", "batch", "images_per_s", "images_per_s_pil", "ratio"}
+        assert row["ratio"] == pytest.approx(row["images_per_s"] / row["images_per_s_pil"])

@@ -11,6 +11,7 @@ from steering.engine import Engine, MissingAbility
 from steering.live import BudgetExceeded, SearchFailed
 from steering.model import Abilities, Stage
 from steering.requests import Denoise, Rollout, Score
+from steering.reward import scoring_call
 from steering.search import BudgetTooSmall, Needs
 from steering.transitions import DDIM
 
@@ -402,6 +403,23 @@ def test_bad_engine_options_are_refused(option):
     problem, model = mixture(steps=4)
     with pytest.raises(ValueError, match=next(iter(option))):
         Engine(model, problem.reward, **option)
+
+
+def test_rewards_of_one_row_are_scored_in_one_call():
+    """So held-out rewards that share an encoder share its forward."""
+    made = []
+
+    class Sharing(FunctionReward):
+        def __call__(self, media, features):
+            with scoring_call() as memo:
+                memo.get("embedding", media, lambda: made.append(len(media)))
+            return super().__call__(media, features)
+
+    problem, model = mixture()
+    held_out = {name: Sharing(name=name) for name in ("one", "other")}
+    jobs = jobs_for(model, ["a"], BestOfN(3))
+    run(model, problem.reward, jobs, held_out=held_out)
+    assert made == [1]
 
 
 def test_a_held_out_reward_needs_a_name_of_its_own():
