@@ -34,5 +34,10 @@ def test_every_reward_and_configuration_is_there():
         assert f"`{name}`" in TEXT, f"the configuration {name} is missing from docs/rewards.md"
 
 
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (PAGE.parent / link).exists(), link
+
+
 def test_it_is_one_page():
-    assert len(TEXT.splitlines()) <= 140
+    assert len(TEXT.splitlines()) <= 150

@@ -230,3 +230,22 @@ def test_rewards_are_timed_both_ways(tmp_path):
     for row in rows:
         assert row.keys() >= {"device", "batch", "images_per_s", "images_per_s_pil", "ratio"}
         assert row["ratio"] == pytest.approx(row["images_per_s"] / row["images_per_s_pil"])
+
+
+def test_rank_correlations_are_means_over_prompts():
+    decoders = importlib.import_module("benchmarks.decoders")
+    same = torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])
+    other = torch.tensor([[10.0, 20.0, 30.0], [1.0, 3.0, 2.0]])
+    mean, error = decoders.rank_correlation(same, other)
+    assert mean == pytest.approx(0.0)  # 1 and -1
+    assert error == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_decoders_are_ranked(tmp_path):
+    file = tmp_path / "decoders.json"
+    command("decoders", "--json", str(file), "--device", "cpu", "--quick")
+    rows = json.loads(file.read_text())["rows"]
+    full = [row for row in rows if row["decoder"] == "full"]
+    assert len(rows) == 4 * len(full) == 8
+    assert all(row["rank_full"] == pytest.approx(1.0) for row in full)
