@@ -14,9 +14,12 @@ from steering.search import Search
 
 NAMES = {
     "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic", "funnel",
-    "islands", "gibbs", "metropolis", "tds", "das", "rbf",
+    "islands", "gibbs", "metropolis", "tds", "das", "rbf", "zero-order", "paths", "evo", "zeno", "reno",
 }  # fmt: skip
-COUNTS = {"best-of-n": "n", "metropolis": "chains", "rbf": "chains"}  #: where it is not particles
+COUNTS = {  #: where it is not particles
+    "best-of-n": "n", "metropolis": "chains", "rbf": "chains", "zero-order": "neighbours",
+    "paths": "paths", "evo": "in_flight", "zeno": "samples", "reno": "chains",
+}  # fmt: skip
 PLAN = ["plan", "--pipeline", "shapes-sd", "--reward", "shapes-clip", "--prompt", "a ring"]
 
 
@@ -100,6 +103,10 @@ def test_options_of_a_configuration_can_be_overridden(name, planned):
         ("metropolis levels=[1.0] start=samplers.TopB start.candidates=8", {"nfe": 1708}),
         ("best-of-n start=samplers.TopB start.per_particle=true", {"nfe": 200}),
         ("best-of-n solver=steering.transitions.DDIM solver.eta=0.5", {"nfe": 100}),
+        ("zero-order solver=steering.transitions.DDIM solver.eta=0.0 chains=2", {"nfe": 850}),
+        ("paths transition=steering.transitions.DDIM transition.eta=0.5", {"decodes": 40}),
+        ("evo schedule=[0.5] populations=[8,4] solver=DDIM solver.eta=0", {"decodes": 12}),
+        ("reno iterations=3 chains=2", {"nfe": 150, "backwards": 100}),
         ("gibbs temperature=samplers.Signal temperature.power=2", {"nfe": 325}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
