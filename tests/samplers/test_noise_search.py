@@ -146,7 +146,7 @@ def test_impossible_candidates_lose_to_possible_ones(search):
     ],
     ids=lambda s: type(s).__name__,
 )
-@pytest.mark.parametrize("pipe", ["shapes_sd", "shapes_flux"])
+@pytest.mark.parametrize("pipe", ["shapes_sd", pytest.param("shapes_flux", marks=pytest.mark.slow)])
 def test_on_the_embedded_pipelines(search, pipe, request, shapes_clip):
     steered = SteeredPipeline(
         request.getfixturevalue(pipe),
