@@ -154,7 +154,12 @@ def evo(nfe: int, steps: int) -> Search:
 def zeno(nfe: int, steps: int) -> Search:
     """One chain with up to a dozen perturbations a round, as many rounds as the budget pays."""
     n = candidates(nfe, steps)
-    samples = max(range(2, 14, 2), key=lambda k: ((n - 1) // k * k, k))
+
+    def worth(samples: int) -> tuple[bool, int]:
+        spent = (n - 1) // samples * samples + 1
+        return spent > n - 2 or spent >= 0.95 * n, -abs(samples - 6)
+
+    samples = max(range(2, 14, 2), key=worth)
     return ZeNO(max((n - 1) // samples, 1), samples, in_flight=n)
 
 

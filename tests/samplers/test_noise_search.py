@@ -5,6 +5,7 @@ import torch
 from helpers import FunctionReward, jobs_for, mixture, run
 
 from samplers import BestOfN, EvoSearch, NoisePaths, ReNO, ZeNO, ZeroOrder
+from steering import SteeredPipeline, Strength
 from steering.cost import Budget, Cost
 from steering.engine import MissingAbility
 from steering.glass import GLASS
@@ -132,6 +133,36 @@ def test_impossible_candidates_lose_to_possible_ones(search):
         totals = torch.tensor(result.trace.records[-1]["totals"])
         if torch.isfinite(totals).any():
             assert torch.isfinite(result.outcome.scores.total[result.outcome.chosen[0]])
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        ZeroOrder(rounds=1, neighbours=3),
+        NoisePaths(1, 2, 0.3, 0.4, 0.6),
+        EvoSearch(schedule=(0.0, 0.5), populations=(2, 2, 3), elites=1),
+        ZeNO(rounds=1, samples=2),
+        ReNO(iterations=2, weight=0.01),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+@pytest.mark.parametrize("pipe", ["shapes_sd", pytest.param("shapes_flux", marks=pytest.mark.slow)])
+def test_on_the_embedded_pipelines(search, pipe, request, shapes_clip):
+    steered = SteeredPipeline(
+        request.getfixturevalue(pipe),
+        sampler=search,
+        reward=shapes_clip,
+        strength=Strength(1.0, "raw"),
+        seed=0,
+    )
+    call = {"num_inference_steps": 4, "guidance_scale": 2.0}
+    out = steered("a red ring left of a blue cross", **call)
+    plan, usage = steered.plan(["a red ring left of a blue cross"], **call), out.steering.usage
+    assert len(out.images) == 1
+    for part in ("nfe", "decodes", "reward_calls", "backwards"):
+        assert plan[part] == getattr(usage, part)
+    totals = out.steering.results[0].trace.records[-1]["totals"]
+    assert out.steering.scores[0]["shapes-clip"] == max(totals)
 
 
 def test_gradients_are_asked_of_the_reward_by_name():

@@ -12,15 +12,12 @@ from steering.command.main import main
 from steering.command.options import config_folder, names
 from steering.search import Search
 
-NAMES = {
-    "auto", "best-of-n", "fk", "smc", "bootstrap", "tempered", "svdd", "code", "bfs", "entropic",
-    "funnel", "islands", "gibbs", "metropolis", "tds", "das", "rbf",
-    "dlbs", "halving", "adaptive",
-}  # fmt: skip
+NAMES = set(names("sampler"))
 #: where it is not particles
 COUNTS = {
-    "best-of-n": "n", "metropolis": "chains", "rbf": "chains", "dlbs": "beams", "halving": "n",
-    "adaptive": "in_flight",
+    "adaptive": "in_flight", "best-of-n": "n", "dlbs": "beams", "evo": "in_flight", "halving": "n",
+    "metropolis": "chains", "paths": "paths", "rbf": "chains", "reno": "chains", "zeno": "samples",
+    "zero-order": "neighbours",
 }  # fmt: skip
 BOUNDS = {"adaptive": "at most"}  #: where it is not exact
 PLAN = ["plan", "--pipeline", "shapes-sd", "--reward", "shapes-clip", "--prompt", "a ring"]
@@ -40,7 +37,6 @@ def planned(capsys):
 
 
 def test_every_search_has_a_configuration():
-    assert set(names("sampler")) >= NAMES
     found = {load(name)["class_path"] for name in names("sampler")}
     searches = {
         f"samplers.{name}"
@@ -119,6 +115,10 @@ def test_options_of_a_configuration_can_be_overridden(name, planned):
         ("adaptive stop.threshold=0.1 stop.estimate=tail n=8", {"nfe": 200, "bound": "at most"}),
         ("best-of-n stop=samplers.ExpectedGain", {"nfe": 100, "bound": "at most"}),
         ("smc value=samplers.LookAhead value.steps=2", {"nfe": 196}),
+        ("zero-order solver=steering.transitions.DDIM solver.eta=0.0 chains=2", {"nfe": 850}),
+        ("paths transition=steering.transitions.DDIM transition.eta=0.5", {"decodes": 40}),
+        ("evo schedule=[0.5] populations=[8,4] solver=DDIM solver.eta=0", {"decodes": 12}),
+        ("reno iterations=3 chains=2", {"nfe": 150, "backwards": 100}),
         ("gibbs temperature=samplers.Signal temperature.power=2", {"nfe": 325}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
