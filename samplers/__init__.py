@@ -1,6 +1,8 @@
 """Searches, one idea a file."""
 
 from samplers.best_of_n import BestOfN, BestOfNState
+from samplers.dts import DTS
+from samplers.dts_star import DTSStar
 from samplers.fk import FKSteering
 from samplers.gibbs import ParticleGibbs, RetainedPath
 from samplers.guidance import Gradient
@@ -22,12 +24,15 @@ from samplers.presets import (
 )
 from samplers.rbf import RBF
 from samplers.smc import SMC
+from samplers.store import Room
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
+from samplers.tree_state import TreeState
 from samplers.values import Predicted, SoftValue, Successor
 
 __all__ = [
     "BFS",
     "DAS",
+    "DTS",
     "PCNL",
     "RBF",
     "SMC",
@@ -41,6 +46,7 @@ __all__ = [
     "BootstrapSMC",
     "CoDe",
     "Constant",
+    "DTSStar",
     "EntropicPF",
     "Exponential",
     "FKSteering",
@@ -54,9 +60,11 @@ __all__ = [
     "Prior",
     "Resampled",
     "RetainedPath",
+    "Room",
     "Signal",
     "SoftValue",
     "Successor",
     "TemperedSMC",
     "TopB",
+    "TreeState",
 ]

@@ -49,6 +49,7 @@ class Store:
         self._files: dict[int, Path] = {}
         self._folder: Path | None = None
         self._count = 0
+        self._origin: Store | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -69,6 +70,19 @@ class Store:
             KeyError: a slot that was never written.
         """
         return torch.stack([self._row(slot).to(self._device) for slot in slots])
+
+    def copy(self, room: Room, device: torch.device | str) -> Store:
+        """Another store of the same rows, which grows apart from this one."""
+        other = Store(room, device)
+        for slot in range(self._count):
+            if slot in self._files:
+                other._files[slot] = self._files[slot]
+            else:
+                other._near[slot] = self._row(slot).to(other._device)
+                other._spill()
+        other._count = self._count
+        other._origin = self  # keeps the files that both read
+        return other
 
     @property
     def held(self) -> dict[str, int]:

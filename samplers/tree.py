@@ -149,7 +149,7 @@ def back_up(tree: Tree, lam: float, *, by_count: bool) -> Tree:
         base = torch.zeros(n, dtype=torch.float64)
         for rows in levels[1:]:
             above = tree.parent[rows]
-            base[rows] = base[above] - children[above].log()
+            base[rows] = base[above] - children[above].double().log()
     tilted = torch.where(leaf, tilt(tree.reward.nan_to_num(neginf=-math.inf), lam), 0.0)
     mass = torch.where(leaf, base + tilted, -math.inf)
     mean = torch.where(leaf, tree.reward, 0.0)

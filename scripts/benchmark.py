@@ -5,11 +5,12 @@
     python scripts/benchmark.py overhead --json outputs/overhead.json
     python scripts/benchmark.py flows --json outputs/flows.json --quick
     python scripts/benchmark.py chain-laws
+    python scripts/benchmark.py trees --json outputs/trees.json
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
 
-from benchmarks import chain_laws, exactness, flows, overhead, shapes
+from benchmarks import chain_laws, exactness, flows, overhead, shapes, trees
 from jsonargparse import ArgumentParser
 
 # Each module has add_arguments(parser) and run(options); a further benchmark is one more entry.
@@ -19,6 +20,7 @@ COMMANDS = {
     "overhead": overhead,
     "flows": flows,
     "chain-laws": chain_laws,
+    "trees": trees,
 }
 
 
