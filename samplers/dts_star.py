@@ -35,7 +35,6 @@ class DTSStar(TreeSearch):
             ``"all"``, best first.
     """
 
-    alpha: float = 0.5
     c_uct: float = 0.5
     virtual_loss: float = 1.0
     returns: Literal["best", "descent", "all"] = "best"

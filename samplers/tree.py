@@ -82,7 +82,7 @@ class Tree:
     def before(self, rollouts: int) -> Tree:
         """The tree of the first so many roll-outs; visits and values are left to :func:`back_up`."""
         keep = int((self.born < rollouts).sum())
-        return replace(self, **{name: a[:keep] for name, a in self.arrays().items()})
+        return Tree(**{name: a[:keep] for name, a in self.arrays().items()}, depths=self.depths)
 
     def path(self, row: int) -> list[int]:
         """Rows from the root to a node."""
@@ -124,7 +124,8 @@ def expand(
         "value": rewards.double()[which],
         "reward": torch.where(leaf, rewards.double()[which], missing),
     }
-    return replace(tree, **{n: torch.cat([a, new[n]]) for n, a in tree.arrays().items()})
+    joined = {name: torch.cat([a, new[name]]) for name, a in tree.arrays().items()}
+    return Tree(**joined, depths=tree.depths)
 
 
 def back_up(tree: Tree, lam: float, *, by_count: bool) -> Tree:

@@ -68,7 +68,7 @@ class TreeSearch(Search):
     nfe: int | None = None
     branching: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)
     widening: float = 1.0
-    alpha: float = 0.8
+    alpha: float = 0.5
     in_flight: int = 8
     transition: Transition | Literal["ddim"] = "ddim"
     path: SamplingPath | None = None

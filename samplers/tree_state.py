@@ -134,7 +134,8 @@ class TreeState:
             n.removeprefix("column "): t for n, t in tensors.items() if n.startswith("column ")
         }
         tree = Tree(**named, depths=len(about["indices"]))
-        return cls(**about, tree=tree, **stores, columns=columns)
+        nodes, finished = stores["nodes"], stores["finished"]
+        return cls(**about, tree=tree, nodes=nodes, finished=finished, columns=columns)
 
 
 _TENSORS = ("tree", "nodes", "finished", "columns")

@@ -30,7 +30,10 @@ from steering.tilted import PROBLEMS
 SAMPLERS: dict[str, Callable[[int], Search]] = {
     "dts": lambda nfe: DTS(rollouts=None, returns="all"),
     "dts-count": lambda nfe: DTS(rollouts=None, weights="count", returns="all"),
-    "dts-count-2": lambda nfe: DTS(rollouts=None, weights="count", widening=2.0, returns="all"),
+    "dts-count-0.8": lambda nfe: DTS(rollouts=None, weights="count", alpha=0.8, returns="all"),
+    "dts-count-2-0.8": lambda nfe: DTS(
+        rollouts=None, weights="count", widening=2.0, alpha=0.8, returns="all"
+    ),
     "smc": lambda nfe: BootstrapSMC(nfe // STEPS, returns="all"),
     "smc-tempered": lambda nfe: TemperedSMC(nfe // STEPS, returns="all"),
     "weighted-best-of-n": lambda nfe: SMC(nfe // STEPS, steps=(), returns="all"),
@@ -42,14 +45,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--json", type=Path, required=True, help="result file, kept and extended")
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
-    parser.add_argument(
-        "--problems", nargs="+", choices=list(PROBLEMS), default=["linear", "quadratic", "rare"]
-    )
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=["linear", "rare"])
     parser.add_argument("--nfe", nargs="+", type=int, default=[200, 800, 3200, 12800, 51200])
     parser.add_argument(
-        "--total", type=int, default=640_000, help="denoiser calls of a cell's runs"
+        "--total", type=int, default=128_000, help="denoiser calls of a cell's runs"
     )
-    parser.add_argument("--least", type=int, default=12, help="fewest runs a cell")
+    parser.add_argument("--least", type=int, default=8, help="fewest runs a cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=None, help="start no cell after this time")
     parser.add_argument("--plot", type=Path, default=None, help="draw the file's rows to this PNG")

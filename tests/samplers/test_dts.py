@@ -178,7 +178,7 @@ def test_a_tree_of_another_prompt_grid_or_lambda_is_refused():
 
 
 def test_impossible_leaves_are_never_drawn():
-    problem, model = mixture(steps=10)
+    _, model = mixture(steps=10)
     reward = FunctionReward(lambda x, f: torch.where(x[:, 0] > 0, 0.0, -math.inf))
     search = DTS(rollouts=30, alpha=0.5, returns="draw", draws=50, **SMALL)
     [result] = run(model, reward, jobs_for(model, ["a"], search), non_finite="zero_weight")
