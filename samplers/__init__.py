@@ -1,6 +1,8 @@
 """Searches, one idea a file."""
 
+from samplers.best_first import BestFirst
 from samplers.best_of_n import BestOfN, BestOfNState
+from samplers.depth_first import DepthFirst
 from samplers.dts import DTS
 from samplers.dts_star import DTSStar
 from samplers.fk import FKSteering
@@ -26,6 +28,7 @@ from samplers.rbf import RBF
 from samplers.smc import SMC
 from samplers.store import Room
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
+from samplers.tree_g import TreeG
 from samplers.tree_state import TreeState
 from samplers.values import Predicted, SoftValue, Successor
 
@@ -41,12 +44,14 @@ __all__ = [
     "Adaptive",
     "Auto",
     "AutoSMC",
+    "BestFirst",
     "BestOfN",
     "BestOfNState",
     "BootstrapSMC",
     "CoDe",
     "Constant",
     "DTSStar",
+    "DepthFirst",
     "EntropicPF",
     "Exponential",
     "FKSteering",
@@ -66,5 +71,6 @@ __all__ = [
     "Successor",
     "TemperedSMC",
     "TopB",
+    "TreeG",
     "TreeState",
 ]

@@ -11,14 +11,19 @@ import yaml
 from rewards import ShapesCLIP, ShapesVerifier
 from samplers import (
     BFS,
+    DTS,
     SVDD,
     AutoSMC,
+    BestFirst,
     BestOfN,
     BootstrapSMC,
     CoDe,
+    DepthFirst,
+    DTSStar,
     EntropicPF,
     FKSteering,
     TemperedSMC,
+    TreeG,
 )
 from samplers.rbf import RBF, VP_PATH
 from samplers.smc import SMC
@@ -68,6 +73,11 @@ def particles(
     return make
 
 
+def treeg(nfe: int, steps: int) -> Search:
+    """TreeG with branches of 4, and as many active samples as the budget pays."""
+    return TreeG(active=max(candidates(nfe, steps) // 4, 1), branches=4)
+
+
 def glass(nfe: int, steps: int) -> Search:
     """RBF along GLASS with its 4 inner steps, or 2 where 4 leave no child a step."""
     search = RBF(nfe=nfe, transition=GLASS(), path=None)
@@ -104,6 +114,11 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
     "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),
     "rbf-glass": glass,
+    "dts": lambda nfe, steps: DTS(rollouts=None, nfe=nfe),
+    "dts-star": lambda nfe, steps: DTSStar(rollouts=None, nfe=nfe),
+    "best-first": lambda nfe, steps: BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1)),
+    "depth-first": lambda nfe, steps: DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1)),
+    "treeg": treeg,
 }
 #: Endings of what is for rectified flows only.
 FLOW_ONLY = ("-sde", "-vp", "-glass")
