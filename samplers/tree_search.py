@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,16 +125,19 @@ class TreeSearch(Search):
             BudgetTooSmall: one roll-out from the root does not fit.
             ValueError: nothing says how many roll-outs to make.
         """
-        costs, done = self.costs(facts), 0
+        costs, done, stored = self.costs(facts), 0, 0
         if self.state is not None:
-            done = self.state.tree.rollouts
-        spent, count, left = Cost(), 0, self._left(facts)
+            done, stored = self.state.tree.rollouts, len(self.state.nodes)
+        self._limited(facts)
+        spent, count = Cost(), 0
         depths = self._depths(done, len(costs) - 1)
         while self.rollouts is None or done + count < self.rollouts:
-            more = spent + costs[next(depths)]
-            if self._over(facts, more) or count >= left:
+            depth = next(depths)
+            more = spent + costs[depth]
+            if self._over(facts, more):
                 break
             spent, count = more, count + 1
+            stored += len(costs) - 1 - (depth if self._known else 0)
         if not done and not count:
             raise BudgetTooSmall(
                 f"one roll-out costs {costs[0]}, more than nfe={self.nfe} and the budget "
@@ -145,7 +147,9 @@ class TreeSearch(Search):
             most = count * costs[0]
             limits = [n for n in (self._nfe_left, facts.budget.nfe) if n is not None]
             spent = replace(most, nfe=min([most.nfe, *limits]))
-        settings = {"rollouts": done + count, "stored": (done + count) * (len(costs) - 1)}
+        settings = {"rollouts": done + count, "stored": stored}
+        if facts.elements is not None:  # two float32 states a node, one a finished sample
+            settings["bytes"] = 4 * facts.elements * (2 * stored + done + count)
         alive = min(max(count, 1), self.in_flight)
         return Plan(spent, costs[0], alive, exact=self._known, settings=settings)
 
@@ -160,8 +164,8 @@ class TreeSearch(Search):
             limit is not None and cost.nfe > limit
         )
 
-    def _left(self, facts: Facts) -> float:
-        """Roll-outs that could be made, where only time limits them."""
+    def _limited(self, facts: Facts) -> None:
+        """Refuse a search that only time would end."""
         budget = facts.budget
         counted = (self.rollouts, self.nfe, budget.nfe, budget.decodes, budget.reward_calls)
         if all(limit is None for limit in counted):
@@ -169,7 +173,6 @@ class TreeSearch(Search):
                 f"{type(self).__name__} was given neither rollouts, nor nfe, nor a counted budget; "
                 "give one of them"
             )
-        return math.inf
 
     # ---- what a search decides
 
@@ -201,8 +204,7 @@ class TreeSearch(Search):
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         """Choose, roll out and score, turn after turn."""
         plan, indices = self.plan(problem.facts), self.indices(problem.grid.steps)
-        one = math.prod(problem.shape) * 4
-        problem.trace.record(**plan.settings, bytes=plan.settings["stored"] * 2 * one)
+        problem.trace.record(**plan.settings)
         if self.state is None:
             state = TreeState.start(problem, indices, self.room)
         else:
@@ -210,8 +212,8 @@ class TreeSearch(Search):
         costs, spent, complete = self.costs(problem.facts), Cost(), True
         while self.rollouts is None or state.tree.rollouts < self.rollouts:
             done = state.tree.rollouts
-            turn = range(done // self.in_flight * self.in_flight, 0)
-            turn = range(turn.start, turn.start + self.in_flight)
+            begin = done // self.in_flight * self.in_flight
+            turn = range(begin, begin + self.in_flight)
             chosen = self._choose(problem, state.tree.before(turn.start), turn)
             at = chosen.parents[done - turn.start :]
             starts, spent = self._fitting(

@@ -28,6 +28,7 @@ from samplers import (
 from samplers.rbf import RBF, VP_PATH
 from samplers.smc import SMC
 from steering.command.options import PipelineOptions, config_folder, device_of, load_pipeline
+from steering.cost import Budget
 from steering.flow_sde import FlowSDE
 from steering.glass import GLASS
 from steering.pipeline import SteeredPipeline
@@ -74,8 +75,10 @@ def particles(
 
 
 def treeg(nfe: int, steps: int) -> Search:
-    """TreeG with branches of 4, and as many active samples as the budget pays."""
-    return TreeG(active=max(candidates(nfe, steps) // 4, 1), branches=4)
+    """TreeG with branches of 4, fewer where they do not fit, and as many active samples as do."""
+    wanted = TreeG(active=max(candidates(nfe, steps) // 4, 1), branches=4)
+    fitting = wanted.plan(Facts(steps, steps, budget=Budget(nfe=nfe))).settings
+    return TreeG(**fitting)
 
 
 def glass(nfe: int, steps: int) -> Search:

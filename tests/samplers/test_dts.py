@@ -26,12 +26,12 @@ def searched(search, prompts=("a",), steps=10, budget=None, name="linear", **eng
 @pytest.mark.slow
 def test_the_evidence_is_unbiased_for_a_small_tree():
     problem, model = mixture("linear", steps=10)
-    law = estimate(problem, model, DDIM(1.0), samples=400_000, seed=0)
+    law = estimate(problem, model, DDIM(1.0), samples=200_000, seed=0)
     search = DTS(rollouts=18, widening=1.0, alpha=0.5, returns="all", **SMALL)
-    found = searched(search, [str(i) for i in range(1500)], batch_size=2048)
+    found = searched(search, [str(i) for i in range(600)], batch_size=2048)
     ratios = [math.exp(r.outcome.log_z - law.log_z) for r in found]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
-    assert error < 0.03
+    assert error < 0.05
     assert statistics.mean(ratios) == pytest.approx(1.0, abs=4 * error)
 
 
@@ -87,9 +87,13 @@ def test_neither_packing_nor_the_store_changes_anything(kind):
 
 def test_a_plan_is_what_is_spent():
     search = DTS(rollouts=30, alpha=0.5, **SMALL)
-    plan = search.plan(Facts(10, 10))
+    plan = search.plan(Facts(10, 10, elements=2))
     [result] = searched(search)
     assert plan.exact
+    state = result.outcome.extra["state"]
+    assert plan.settings["stored"] == len(state.nodes)
+    held = sum(s.get(range(len(s))).nbytes for s in (state.nodes, state.finished))
+    assert plan.settings["bytes"] == result.trace.records[0]["bytes"] == held
     assert plan.cost.nfe == result.usage.nfe < 30 * 10
     assert plan.cost.decodes == result.usage.decodes == 30
     budget = Budget(nfe=100)
