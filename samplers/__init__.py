@@ -1,8 +1,12 @@
 """Searches, one idea a file."""
 
 from samplers.adaptive import AdaptiveBestOfN
+from samplers.best_first import BestFirst
 from samplers.best_of_n import BestOfN, BestOfNState
+from samplers.depth_first import DepthFirst
 from samplers.dlbs import DLBS
+from samplers.dts import DTS
+from samplers.dts_star import DTSStar
 from samplers.evo_search import EvoSearch
 from samplers.fk import FKSteering
 from samplers.gate import Gate
@@ -31,7 +35,10 @@ from samplers.rbf import RBF
 from samplers.reno import ReNO
 from samplers.smc import SMC
 from samplers.stopping import ExpectedGain
+from samplers.store import Room
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
+from samplers.tree_g import TreeG
+from samplers.tree_state import TreeState
 from samplers.values import LookAhead, Predicted, SoftValue, Successor
 from samplers.zeno import ZeNO
 from samplers.zero_order import ZeroOrder
@@ -40,6 +47,7 @@ __all__ = [
     "BFS",
     "DAS",
     "DLBS",
+    "DTS",
     "PCNL",
     "RBF",
     "SMC",
@@ -50,11 +58,14 @@ __all__ = [
     "Auto",
     "AutoSMC",
     "Best",
+    "BestFirst",
     "BestOfN",
     "BestOfNState",
     "BootstrapSMC",
     "CoDe",
     "Constant",
+    "DTSStar",
+    "DepthFirst",
     "Diverse",
     "EntropicPF",
     "EvoSearch",
@@ -77,11 +88,14 @@ __all__ = [
     "ReNO",
     "Resampled",
     "RetainedPath",
+    "Room",
     "Signal",
     "SoftValue",
     "Successor",
     "TemperedSMC",
     "TopB",
+    "TreeG",
+    "TreeState",
     "ZeNO",
     "ZeroOrder",
 ]

@@ -8,11 +8,22 @@
     python scripts/benchmark.py chain-laws
     python scripts/benchmark.py decoders --json outputs/decoders.json
     python scripts/benchmark.py rewards --json outputs/rewards.json --quick
+    python scripts/benchmark.py trees --json outputs/trees.json
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
 
-from benchmarks import chain_laws, decoders, digits, exactness, flows, overhead, rewards, shapes
+from benchmarks import (
+    chain_laws,
+    decoders,
+    digits,
+    exactness,
+    flows,
+    overhead,
+    rewards,
+    shapes,
+    trees,
+)
 from jsonargparse import ArgumentParser
 
 # Each module has add_arguments(parser) and run(options); a further benchmark is one more entry.
@@ -25,6 +36,7 @@ COMMANDS = {
     "digits": digits,
     "decoders": decoders,
     "rewards": rewards,
+    "trees": trees,
 }
 
 

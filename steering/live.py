@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,7 +204,8 @@ def _thrower(error: Exception) -> Callable[[Generator[Any, Any, Any]], Any]:
 def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
     """The problem of a job: what its search is told, its grid laid along the path that it samples."""
     path = job.search.path
-    facts = Facts(model.grid.steps, model.scheduler_calls(), calls_per_row, job.budget)
+    elements = math.prod(model.shape)
+    facts = Facts(model.grid.steps, model.scheduler_calls(), calls_per_row, job.budget, elements)
     return Problem(
         prompt=job.item.prompt,
         shape=model.shape,

@@ -70,12 +70,14 @@ class Facts:
         scheduler_calls: model calls that one trajectory of the pipeline's own scheduler makes.
         calls_per_row: what a scored row counts in reward calls.
         budget: the most one prompt may cost.
+        elements: numbers in one state; None where no model was loaded to tell.
     """
 
     steps: int
     scheduler_calls: int
     calls_per_row: int = 1
     budget: Budget = field(default_factory=Budget)
+    elements: int | None = None
 
 
 def _no_model(log_snr: float) -> Time:

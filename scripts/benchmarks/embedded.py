@@ -14,18 +14,23 @@ from rewards import ShapesCLIP, ShapesVerifier
 from samplers import (
     BFS,
     DLBS,
+    DTS,
     SVDD,
     AdaptiveBestOfN,
     AutoSMC,
+    BestFirst,
     BestOfN,
     BootstrapSMC,
     CoDe,
+    DepthFirst,
+    DTSStar,
     EntropicPF,
     EvoSearch,
     FKSteering,
     Halving,
     NoisePaths,
     TemperedSMC,
+    TreeG,
     ZeNO,
     ZeroOrder,
 )
@@ -76,6 +81,13 @@ def particles(
         return kind(particles=k, islands=islands, returns="best", **settings)
 
     return make
+
+
+def treeg(nfe: int, steps: int) -> Search:
+    """TreeG with branches of 4, fewer where they do not fit, and as many active samples as do."""
+    wanted = TreeG(active=max(candidates(nfe, steps) // 4, 1), branches=4)
+    fitting = wanted.plan(Facts(steps, steps, budget=Budget(nfe=nfe))).settings
+    return TreeG(**fitting)
 
 
 def glass(nfe: int, steps: int) -> Search:
@@ -199,6 +211,11 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "paths": paths,
     "evo": evo,
     "zeno": zeno,
+    "dts": lambda nfe, steps: DTS(rollouts=None, nfe=nfe),
+    "dts-star": lambda nfe, steps: DTSStar(rollouts=None, nfe=nfe),
+    "best-first": lambda nfe, steps: BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1)),
+    "depth-first": lambda nfe, steps: DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1)),
+    "treeg": treeg,
 }
 #: Endings of what is for rectified flows only.
 FLOW_ONLY = ("-sde", "-vp", "-glass")

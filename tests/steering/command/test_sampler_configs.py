@@ -15,11 +15,13 @@ from steering.search import Search
 NAMES = set(names("sampler"))
 #: where it is not particles
 COUNTS = {
-    "adaptive": "in_flight", "best-of-n": "n", "dlbs": "beams", "evo": "in_flight", "halving": "n",
-    "metropolis": "chains", "paths": "paths", "rbf": "chains", "reno": "chains", "zeno": "samples",
-    "zero-order": "neighbours",
+    "adaptive": "in_flight", "best-first": "in_flight", "best-of-n": "n", "depth-first": "chains",
+    "dlbs": "beams", "dts": "in_flight", "dts-star": "in_flight", "evo": "in_flight",
+    "halving": "n", "metropolis": "chains", "paths": "paths", "rbf": "chains", "reno": "chains",
+    "treeg": "active", "zeno": "samples", "zero-order": "neighbours",
 }  # fmt: skip
-BOUNDS = {"adaptive": "at most"}  #: where it is not exact
+#: what they spend depends on what they find
+BOUNDED = {"adaptive", "best-first", "depth-first", "dts-star"}
 PLAN = ["plan", "--pipeline", "shapes-sd", "--reward", "shapes-clip", "--prompt", "a ring"]
 
 
@@ -65,7 +67,7 @@ def test_options_of_a_configuration_can_be_overridden(name, planned):
     option = COUNTS.get(name, "particles")
     few, many = (planned("--sampler", name, f"--sampler.{option}", n) for n in ("4", "8"))
     assert few["rows_alive"] < many["rows_alive"]
-    assert few["bound"] == BOUNDS.get(name, "exact")
+    assert few["bound"] == ("at most" if name in BOUNDED else "exact")
 
 
 @pytest.mark.parametrize(
