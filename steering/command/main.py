@@ -20,11 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from steering.command.calibrate import calibrate
+    from steering.command.compare import check_samplers, compare, report
     from steering.command.demo import demo
     from steering.command.generate import RewardFacts, check_early, generate, plan
 
     actions: dict[str, Callable[..., int]] = {
         "generate": generate,
+        "compare": compare,
+        "report": report,
         "plan": plan,
         "calibrate": calibrate,
         "demo": demo,
@@ -40,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(resolve_names(argv))
         wanted = options.get(options.command)
-        if options.command == "generate":
+        if options.command in ("generate", "compare"):
             pipeline = PipelineOptions(
                 **{k: v for k, v in vars(wanted.pipeline).items() if not k.startswith("__")}
             )
             check_early(wanted.prompt, wanted.prompts_file, pipeline, Path(str(wanted.output)))
+            if options.command == "compare":
+                check_samplers(wanted, pipeline)
         facts = RewardFacts.of(wanted.pop("reward")) if options.command == "plan" else None
         chosen = parser.instantiate(options)
         arguments = dict(chosen[chosen.command])
