@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from rewards.base import RewardModel
@@ -30,10 +32,11 @@ from steering.command.options import (
     load_scheduler,
     read_prompts,
 )
-from steering.command.outputs import OutputFolder, check_writable
+from steering.command.outputs import OutputFolder
 from steering.comparison.page import write_report
 from steering.comparison.results import RUN_FILE
-from steering.cost import Budget, Cost
+from steering.comparison.sizes import size_of
+from steering.cost import Cost
 from steering.files import write_atomically
 from steering.pipeline import SteeredPipeline
 from steering.planning import Figures, device_name, scheduler_facts
@@ -110,18 +113,11 @@ def compare(
     }
     root = OutputFolder(output, settings)
     root.prepare(overwrite=overwrite)
-    device = device_of(pipeline)
-    pipe = load_pipeline(pipeline, device, progress=progress)
-    for model in (reward, held_out):
-        if model is not None:
-            model.to(device)
-    call = dict(pipeline.call)
-    call["negative_prompt"] = negative_prompt or call.get("negative_prompt")
-    steered = SteeredPipeline(
-        pipe,
-        sampler=BestOfN(1),
-        reward=reward,
-        held_out={held_out.name: held_out} if held_out is not None else {},
+    steered = _opened(
+        pipeline,
+        reward,
+        held_out,
+        progress=progress,
         strength=strength,
         seed=seed,
         batch_size=batch_size,
@@ -129,23 +125,25 @@ def compare(
         bucket=bucket,
         thumbnails=thumbnails or None,
     )
-    described = None if overwrite else _described(output)
+    call = dict(pipeline.call)
+    call["negative_prompt"] = negative_prompt or call.get("negative_prompt")
+    work = Work(output, prompts, seeds, chunk, call, overwrite, progress)
+    before = None if overwrite else _described(output)
     facts = _facts(pipeline, reward.calls_per_row)
-    limits = budgets(nfe, reward_calls, seconds)
-    price = _price(steered, prompts, call) if seconds else None
-    chosen = cells(contestants(samplers), limits, facts, price)
-    chosen = [_as_before(cell, described) for cell in chosen]
+    price = _price(steered, work) if seconds else None
+    chosen = cells(contestants(samplers), budgets(nfe, reward_calls, seconds), facts, price)
+    chosen = [_as_before(cell, before) for cell in chosen]
     dense = next((c.search for c in chosen if c.search.needs.density), None)
     if dense is not None:
         steered.sampler = dense
         state = PartialState(cpu=pipeline.device == "cpu")
         steered.strength = _common_strength(steered, state, root, prompts, call)
-    names = {"reward": reward.name, "held_out": list(steered.held_out)}
-    about = {"prompts": prompts, "seeds": seeds, "device": device_name(device), **names}
-    _describe(output, described, chosen, about)
-    failures = _run(steered, chosen, output, (prompts, seeds, chunk), call, (overwrite, progress))
+    _describe(work, before, chosen, steered)
+    failures = _run(steered, chosen, work)
     report([output])
-    return _told(failures)
+    for error in failures:
+        print(f"steer: {error}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def report(
@@ -191,65 +189,95 @@ def check_samplers(wanted: Any, pipeline: PipelineOptions) -> None:
     cells(contestants(wanted.samplers), limits, _facts(pipeline, calls))
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is done to every cell.
+
+    Attributes:
+        output: folder of the comparison.
+        prompts: to search for.
+        seeds: searches a prompt.
+        chunk: prompts encoded at once.
+        call: the pipeline's own keyword arguments.
+        overwrite: replace results of other settings.
+        progress: show a bar.
+    """
+
+    output: Path
+    prompts: Sequence[str]
+    seeds: int
+    chunk: int
+    call: Mapping[str, Any]
+    overwrite: bool
+    progress: bool
+
+
+def _opened(
+    pipeline: PipelineOptions,
+    reward: RewardModel,
+    held_out: RewardModel | None,
+    *,
+    progress: bool,
+    **options: Any,
+) -> SteeredPipeline:
+    """The pipeline and its rewards on their device; the sampler is set cell by cell."""
+    device = device_of(pipeline)
+    pipe = load_pipeline(pipeline, device, progress=progress)
+    judges = {} if held_out is None else {held_out.name: held_out.to(device)}
+    reward.to(device)
+    return SteeredPipeline(pipe, sampler=BestOfN(1), reward=reward, held_out=judges, **options)
+
+
 def _facts(pipeline: PipelineOptions, calls_per_row: int) -> Facts:
     check_call(pipeline)
     scheduler, kind = load_scheduler(pipeline)
     return Facts(*scheduler_facts(scheduler, pipeline.call, kind), calls_per_row)
 
 
-def _run(
-    steered: SteeredPipeline,
-    chosen: Sequence[Cell],
-    output: Path,
-    work: tuple[Sequence[str], int, int],
-    call: Mapping[str, Any],
-    switches: tuple[bool, bool],
-) -> list[Exception]:
+def _run(steered: SteeredPipeline, chosen: Sequence[Cell], work: Work) -> list[Exception]:
     """Run what each cell lacks; returns what failed."""
-    (prompts, seeds, chunk), (overwrite, progress) = work, switches
-    keys = prompt_keys(prompts)
+    prompts, keys = work.prompts, prompt_keys(work.prompts)
     failures: list[Exception] = []
-    bar = _Bar(len(chosen) * len(prompts) * seeds, show=progress)
+    bar = _Bar(len(chosen) * len(prompts) * work.seeds, show=work.progress)
     steered.on_progress = bar.show
     for cell in chosen:
         settings = {"sampler": repr(cell.search), "budget": asdict(cell.budget)}
-        folder = OutputFolder(output / "runs" / cell.name, settings, output / "looks" / cell.name)
-        folder.prepare(overwrite=overwrite)
+        home, looks = work.output / "runs" / cell.name, work.output / "looks" / cell.name
+        folder = OutputFolder(home, settings, looks)
+        folder.prepare(overwrite=work.overwrite)
         steered.sampler, steered.budget = cell.search, cell.enforced
         todo = [
             i
             for i, key in enumerate(keys)
-            if not all(folder.is_done(prompts[i], copy_key(key, c)) for c in range(seeds))
+            if not all(folder.is_done(prompts[i], copy_key(key, c)) for c in range(work.seeds))
         ]
-        bar.skip((len(prompts) - len(todo)) * seeds)
-        for start in range(0, len(todo), chunk):
-            some = todo[start : start + chunk]
+        bar.skip((len(prompts) - len(todo)) * work.seeds)
+        for start in range(0, len(todo), work.chunk):
+            some = todo[start : start + work.chunk]
             run = steered.prepare(
                 [prompts[i] for i in some],
                 keys=[keys[i] for i in some],
-                num_images_per_prompt=seeds,
-                **call,
+                num_images_per_prompt=work.seeds,
+                **work.call,
             )
             failures += _write_results(run, folder, bar)
     bar.close()
     return failures
 
 
-def _price(
-    steered: SteeredPipeline, prompts: Sequence[str], call: Mapping[str, Any]
-) -> Callable[[Cost], Cost]:
+def _price(steered: SteeredPipeline, work: Work) -> Callable[[Cost], Cost]:
     """What a cost takes in seconds here, from unsteered samples of a few prompts, run twice."""
     steered.sampler = BestOfN(4)
-    some = list(prompts[:8])
+    some = list(work.prompts[:8])
     for turn in ("warm", "timed"):
         keys = [f"{turn}:{i}" for i in range(len(some))]
-        run = steered.prepare(some, keys=keys, **call)
+        run = steered.prepare(some, keys=keys, **work.call)
         for result in run.results():
             if result.error is not None:
                 raise result.error
     usage = run.engine.usage
     figures = Figures.of(usage, 0, 0)
-    assert figures is not None
+    assert figures is not None, "best of N denoises, decodes and scores"
     outside = usage.seconds / figures.seconds(usage.cost)  # what is not spent inside the models
 
     def price(cost: Cost) -> Cost:
@@ -273,7 +301,10 @@ def _as_before(cell: Cell, before: Mapping[str, Any] | None) -> Cell:
 
 
 def _describe(
-    output: Path, before: Mapping[str, Any] | None, chosen: Sequence[Cell], about: Mapping[str, Any]
+    work: Work,
+    before: Mapping[str, Any] | None,
+    chosen: Sequence[Cell],
+    steered: SteeredPipeline,
 ) -> None:
     """Write what the report needs to know of the run; cells of earlier calls stay."""
     told = [
@@ -288,21 +319,19 @@ def _describe(
     ]
     names = {cell["name"] for cell in told}
     earlier = [c for c in (before or {}).get("cells", []) if c["name"] not in names]
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    found = {"version": __version__, "date": date, **about, "cells": earlier + told}
-    write_atomically(output / RUN_FILE, json.dumps(found, indent=1))
+    about = {
+        "version": __version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device_name(torch.device(steered.pipe.device)),
+        "prompts": list(work.prompts),
+        "seeds": work.seeds,
+        "reward": steered.reward.name,
+        "held_out": list(steered.held_out),
+        "cells": earlier + told,
+    }
+    write_atomically(work.output / RUN_FILE, json.dumps(about, indent=1))
 
 
 def _size(cell: Cell) -> dict[str, int]:
-    from steering.comparison.sizes import size_of
-
     name = size_of(cell.search)
     return {} if name is None else {name: getattr(cell.search, name)}
-
-
-def _told(failures: Sequence[Exception]) -> int:
-    import sys
-
-    for error in failures:
-        print(f"steer: {error}", file=sys.stderr)
-    return 1 if failures else 0

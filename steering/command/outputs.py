@@ -138,7 +138,6 @@ class OutputFolder:
         write_atomically(path, json.dumps(record, indent=1))
         return path
 
-
     def _write_looks(self, name: str, result: JobResult) -> dict[str, Any]:
         """Write the sheet of thumbnails; returns what the record says of it."""
         assert self.looks is not None

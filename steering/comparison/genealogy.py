@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -92,7 +93,7 @@ def thinned(levels: Sequence[Level], most: int) -> list[Level]:
         return list(levels)
     kept = sorted({round(i * (len(levels) - 1) / (most - 1)) for i in range(most)})
     found = [levels[kept[0]]]
-    for before, here in zip(kept, kept[1:], strict=False):
+    for before, here in itertools.pairwise(kept):
         parents = levels[here].parents
         for between in range(here - 1, before, -1):
             upper = levels[between].parents

@@ -4,6 +4,7 @@
   const root = document.documentElement;
   root.classList.remove("plain");
   const $ = (id) => document.getElementById(id);
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
   const NS = "http://www.w3.org/2000/svg";
   const svg = (name, attributes = {}, ...children) => {
     const element = document.createElementNS(NS, name);
@@ -99,7 +100,7 @@
     const { levels } = entry;
     const most = Math.max(...levels.map((level) => level.rewards.length));
     const few = levels.length === 1;
-    const size = few ? 64 : most <= 8 ? 46 : most <= 12 ? 38 : most <= 20 ? 30 : 22;
+    const size = few ? 64 : most <= 8 ? 50 : most <= 12 ? 38 : most <= 20 ? 30 : 22;
     const gap = few ? 8 : most <= 12 ? 9 : 6, top = few ? 14 : 44;
     const aspect = entry.sheet ? entry.size[1] / entry.size[0] : 1;
     const { places, width, height } = layout(levels, size, gap, top, aspect);
@@ -203,7 +204,7 @@
     }
     draw();
     if (note) history.replaceState(null, "", address());
-    if (jump) $("genealogy").scrollIntoView();
+    if (jump) $("genealogy").scrollIntoView({ behavior: note && !still.matches ? "smooth" : "instant" });
   };
   const fromAddress = () => {
     const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));

@@ -13,17 +13,11 @@ from PIL import Image
 
 from steering.comparison.genealogy import Level, Looked, genealogy, thinned
 from steering.comparison.plots import Point, Series, plot
-from steering.comparison.results import COSTS, Cell, Estimate, Results, figure, read, write_tables
+from steering.comparison.results import COSTS, Cell, figure, read, write_tables
 from steering.comparison.sheets import data_uri, picked
+from steering.comparison.tables import TITLES, Tables, said
 from steering.files import write_atomically
 
-TITLES = {
-    "nfe": "denoiser calls",
-    "decodes": "decodes",
-    "reward_calls": "reward calls",
-    "seconds": "seconds",
-}
-COLOURS = 9  #: samplers that have a colour of their own
 LEVELS = 13  #: looks that a genealogy shows
 SIDE = 160  #: pixels of the pictures' longer side
 SHEETS = 2_400_000  #: characters of thumbnails in a page; the largest budgets come first
@@ -49,19 +43,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
-class Page:
-    """Puts results into words, plots and pictures.
-
-    Args:
-        results: of one run, or of two.
-    """
-
-    def __init__(self, results: Results) -> None:
-        self.results = results
-        self.columns = list(dict.fromkeys((c.run, c.label) for c in results.cells))
-        limits = [tuple(c.budget.items()) for c in results.cells if c.budget]
-        self.budgets = list(dict.fromkeys(limits)) or [()]
-        self.verdicts = [m for m in results.measures if results.verdict(m)]
+class Page(Tables):
+    """Puts results into words, plots and pictures."""
 
     def html(self) -> str:
         """The page."""
@@ -87,139 +70,6 @@ class Page:
             script=(here / "page.js").read_text(encoding="utf-8"),
             runs=[(r, json.dumps(r.settings, indent=1)) for r in self.results.runs],
         )
-
-    # ---- names
-
-    def name(self, run: int, label: str) -> str:
-        """A sampler, with its run where there are two."""
-        if len(self.results.runs) == 1:
-            return label
-        return f"{'AB'[run]} · {label}"
-
-    def look(self, run: int, label: str) -> str:
-        """Classes that colour a sampler: the same in both runs, whose lines differ."""
-        labels = [name for name in dict.fromkeys(c.label for c in self.results.cells)]
-        labels = [n for n in labels if n not in self._unsteered]
-        colour = "base" if label in self._unsteered else f"c{labels.index(label) % COLOURS}"
-        return f"{colour} run{run}"
-
-    @property
-    def _unsteered(self) -> set[str]:
-        return {c.label for c in self.results.cells if not c.budget}
-
-    @property
-    def measures(self) -> list[str]:
-        """Rewards, the searched one first."""
-        return list(self.results.measures)
-
-    # ---- tables
-
-    def tables(self) -> list[dict[str, Any]]:
-        """A table a budget: the base model, then every sampler, with intervals."""
-        tables = []
-        for budget in self.budgets:
-            cells = self.at(budget)
-            best = {m: self._best(cells, m) for m in self.measures}
-            rows = [self._row(cell, cells, best) for cell in cells]
-            tables.append({"title": said(budget), "rows": rows})
-        return tables
-
-    def at(self, budget: tuple[tuple[str, float], ...]) -> list[Cell]:
-        """The cells of a budget, those of the base model included."""
-        return [c for c in self.results.cells if not c.budget or tuple(c.budget.items()) == budget]
-
-    def estimate(self, cell: Cell, measure: str) -> Estimate | None:
-        """Mean and interval of a measure."""
-        return cell.estimate(measure, share=measure in self.verdicts)
-
-    def _best(self, cells: Sequence[Cell], measure: str) -> Cell | None:
-        known = [(e.mean, c) for c in cells if (e := self.estimate(c, measure)) is not None]
-        return max(known, key=lambda pair: pair[0])[1] if len(known) > 1 else None
-
-    def _row(
-        self, cell: Cell, cells: Sequence[Cell], best: Mapping[str, Cell | None]
-    ) -> dict[str, Any]:
-        measured = []
-        for measure in self.measures:
-            found = self.estimate(cell, measure)
-            ends = [e for c in cells if (e := self.estimate(c, measure)) is not None]
-            low, high = min(e.low for e in ends), max(e.high for e in ends)
-            bar = None if found is None else _bar(found, low, high)
-            measured.append((found, bar, best[measure] is cell, measure))
-        return {
-            "name": self.name(cell.run, cell.label),
-            "look": self.look(cell.run, cell.label),
-            "search": cell.search,
-            "count": f"{len({p for p, _ in cell.records})} × "
-            f"{1 + max(seed for _, seed in cell.records)}",
-            "measured": measured,
-            "costs": [(cell.estimate(cost), cost) for cost in COSTS],
-        }
-
-    def text(self, value: float, measure: str) -> str:
-        """A number as it is written for a measure."""
-        if measure in self.verdicts:
-            return f"{100 * value:.0f} %"
-        if measure == "seconds":
-            return f"{value:.3g}"
-        if measure in COSTS:
-            return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
-        digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-        return f"{value:.{digits}f}"
-
-    # ---- differences
-
-    def against(self) -> list[dict[str, Any]]:
-        """Paired differences to a reference, a table a budget; between two runs cell by cell."""
-        if len(self.results.runs) > 1:
-            return self._between()
-        tables = []
-        for budget in self.budgets:
-            cells = [c for c in self.at(budget) if c.budget]
-            reference = next((c for c in cells if c.label == "best-of-n"), cells[0] if cells else None)
-            rows = [self._gaps(c.label, c, reference) for c in cells if c is not reference]
-            if reference is not None and rows:
-                tables.append(
-                    {"title": f"{said(budget)}: less {reference.label}", "rows": rows}
-                )
-        return tables
-
-    def _between(self) -> list[dict[str, Any]]:
-        first, second = ([c for c in self.results.cells if c.run == run] for run in (0, 1))
-        rows = []
-        for one in first:
-            key = (one.label, dict(one.budget))
-            other = next((c for c in second if (c.label, dict(c.budget)) == key), None)
-            if other is not None:
-                told = said(tuple(one.budget.items())) if one.budget else "unsteered"
-                rows.append(self._gaps(f"{one.label}, {told}", other, one))
-        return [{"title": "B less A, on the prompts of both", "rows": rows}] if rows else []
-
-    def _gaps(self, name: str, cell: Cell, other: Cell) -> dict[str, Any]:
-        gaps = [(self.results.difference(cell, other, m), m) for m in (*self.measures, *COSTS)]
-        return {
-            "name": name,
-            "look": self.look(cell.run, cell.label),
-            "gaps": [
-                (gap, m, gap is not None and m not in COSTS and (gap[1] > 0) - (gap[2] < 0))
-                for gap, m in gaps
-            ],
-        }
-
-    def signed(self, value: float, measure: str) -> str:
-        """A difference, always with its sign; shares in points."""
-        text = self.text(abs(value), measure).replace(" %", "")
-        zero = not any(c in "123456789" for c in text)
-        return text if zero else ("+" if value > 0 else "−") + text
-
-    def changed(self) -> list[tuple[str, str, str]]:
-        """Settings in which two runs differ."""
-        if len(self.results.runs) < 2:
-            return []
-        one, other = ({**r.settings, "seeds": r.about["seeds"]} for r in self.results.runs)
-        names = dict.fromkeys((*one, *other))
-        pairs = [(n, json.dumps(one.get(n)), json.dumps(other.get(n))) for n in names]
-        return [pair for pair in pairs if pair[1] != pair[2]]
 
     # ---- plots
 
@@ -255,7 +105,7 @@ class Page:
                         f"{self.text(y.mean, measure)} {ends}",
                     )
                 )
-        unsteered = column[1] in self._unsteered
+        unsteered = column[1] in self.unsteered
         return Series(self.name(*column), self.look(*column), points, level=unsteered)
 
     # ---- pictures
@@ -283,9 +133,7 @@ class Page:
                     {
                         "uri": uri,
                         "seed": seed,
-                        "budgets": [
-                            i for i, b in enumerate(self.budgets) if cell in self.at(b)
-                        ],
+                        "budgets": [i for i, b in enumerate(self.budgets) if cell in self.at(b)],
                         "verdict": "" if right is None else "right" if right else "wrong",
                         "told": told,
                         "short": self.text(figure(record, self.measures[0]) or 0, self.measures[0]),
@@ -327,17 +175,6 @@ class Page:
         places = {n: i for i, n in enumerate(numbers)} if entry else {}
         entry["levels"] = [_plain(level, places) for level in levels]
         return entry
-
-
-def said(budget: tuple[tuple[str, float], ...]) -> str:
-    """A budget in words."""
-    return ", ".join(f"{value:g} {TITLES[name]}" for name, value in budget) or "unsteered"
-
-
-def _bar(found: Estimate, low: float, high: float) -> tuple[float, float, float]:
-    """Where mean and interval lie between two ends, in per cent."""
-    width = (high - low) or 1.0
-    return tuple(round(100 * (v - low) / width, 1) for v in (found.low, found.mean, found.high))  # type: ignore[return-value]
 
 
 def _plain(level: Level, places: Mapping[int, int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from steering.comparison.results import Estimate
 
 WIDTH, HEIGHT = 380, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 42
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def _frame(across: Axis, up: Axis, x: str, y: str, percent: bool) -> list[str]:
         at = up(tick)
         text = f"{100 * tick:g} %" if percent else f"{tick:g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{at + 3.5}" text-anchor="end">{text}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 7}" y="{at + 3.5}" text-anchor="end">{text}</text>'
+        )
     for tick in across.ticks:
         at = across(tick)
         parts.append(f'<line class="mark" x1="{at}" x2="{at}" y1="{bottom}" y2="{bottom + 4}"/>')

@@ -115,7 +115,9 @@ class Results:
         values = {figure(r, measure) for cell in self.cells for r in cell.records.values()}
         return bool(values) and values <= {0.0, 1.0}
 
-    def difference(self, cell: Cell, other: Cell, measure: str) -> tuple[float, float, float] | None:
+    def difference(
+        self, cell: Cell, other: Cell, measure: str
+    ) -> tuple[float, float, float] | None:
         """Mean of ``cell - other`` over the prompts of both, and its interval."""
         (p, a), (q, b) = cell.by_prompt(measure), other.by_prompt(measure)
         _, here, there = np.intersect1d(p, q, return_indices=True)
@@ -139,7 +141,9 @@ def read(folders: Sequence[Path]) -> Results:
     runs = [_run(folder) for folder in folders]
     keys: dict[str, str] = {}
     for run in runs:
-        for key, prompt in zip(prompt_keys(run.about["prompts"]), run.about["prompts"], strict=True):
+        for key, prompt in zip(
+            prompt_keys(run.about["prompts"]), run.about["prompts"], strict=True
+        ):
             keys.setdefault(key, prompt)
     places = {key: i for i, key in enumerate(keys)}
     cells = [
