@@ -26,7 +26,9 @@ class Tables:
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.columns = list(dict.fromkeys((c.run, c.label) for c in results.cells))
+        labels = list(dict.fromkeys(c.label for c in results.cells))
+        columns = dict.fromkeys((c.run, c.label) for c in results.cells)
+        self.columns = sorted(columns, key=lambda column: (labels.index(column[1]), column[0]))
         limits = [tuple(c.budget.items()) for c in results.cells if c.budget]
         self.budgets = list(dict.fromkeys(limits)) or [()]
         self.verdicts = [m for m in results.measures if results.verdict(m)]
@@ -66,7 +68,8 @@ class Tables:
 
     def at(self, budget: tuple[tuple[str, float], ...]) -> list[Cell]:
         """The cells of a budget, those of the base model included."""
-        return [c for c in self.results.cells if not c.budget or tuple(c.budget.items()) == budget]
+        cells = (c for c in self.results.cells if not c.budget or tuple(c.budget.items()) == budget)
+        return sorted(cells, key=lambda c: self.columns.index((c.run, c.label)))
 
     def estimate(self, cell: Cell, measure: str) -> Estimate | None:
         """Mean and interval of a measure."""
@@ -90,11 +93,19 @@ class Tables:
             "name": self.name(cell.run, cell.label),
             "look": self.look(cell.run, cell.label),
             "search": cell.search,
-            "count": f"{len({p for p, _ in cell.records})} × "
-            f"{1 + max(seed for _, seed in cell.records)}",
+            **self._count(cell),
             "measured": measured,
             "costs": [(cell.estimate(cost), cost) for cost in COSTS],
         }
+
+    def _count(self, cell: Cell) -> dict[str, Any]:
+        """Prompts and seeds of a cell, and whether searches are still missing."""
+        about = self.results.runs[cell.run].about
+        whole = len(about["prompts"]), about["seeds"]
+        done = len({p for p, _ in cell.records}), 1 + max(seed for _, seed in cell.records)
+        missing = len(cell.records) < whole[0] * whole[1]
+        searches = f"{len(cell.records)} of {whole[0]} × {whole[1]}"
+        return {"count": searches if missing else f"{done[0]} × {done[1]}", "missing": missing}
 
     def text(self, value: float, measure: str) -> str:
         """A number as it is written for a measure."""
@@ -149,7 +160,7 @@ class Tables:
         """A difference, always with its sign; shares in points."""
         text = self.text(abs(value), measure).replace(" %", "")
         zero = not any(c in "123456789" for c in text)
-        return text if zero else ("+" if value > 0 else "−") + text
+        return "0" if zero else ("+" if value > 0 else "−") + text
 
     def changed(self) -> list[tuple[str, str, str]]:
         """Settings in which two runs differ."""

@@ -3,14 +3,18 @@
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from steering.command.main import main
+from steering.command.options import UsageError
 
+ROOT = Path(__file__).parents[3]
 PROMPTS = ("a red ring", "two blue squares & <b>crosses</b>")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -34,8 +38,8 @@ def folder(tmp_path_factory):
         "def red(images, prompts):\n"
         "    return (images[:, 0].mean((1, 2)) > images[:, 2].mean((1, 2))).float()\n"
     )
-    assert compare(home, "--nfe", "8", "16", "--seeds", "2") == 0
-    return home
+    assert compare(home / "run", "--nfe", "8", "16", "--seeds", "2") == 0
+    return home / "run"
 
 
 class Page(html.parser.HTMLParser):
@@ -136,15 +140,16 @@ def test_a_run_goes_on_where_it_was(folder, capsys):
     lost = next(cell.glob("a-*.json"))
     lost.unlink()
     before = {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*.png")}
-    assert compare(home, "--nfe", "8", samplers=("best-of-n", "code")) == 0
+    more = ("--nfe", "8", "--seeds", "2")
+    assert compare(home, *more, samplers=("best-of-n", "bfs")) == 0
     after = {p: p.stat().st_mtime_ns for p in (home / "runs").rglob("*.png")}
     redone = {p for p, t in before.items() if after[p] != t}
     assert lost.with_suffix(".png") in redone
     assert {p.parent for p in redone} == {cell}
-    assert {p.parent.name for p in after.keys() - before.keys()} == {"code--nfe-8"}
+    assert {p.parent.name for p in after.keys() - before.keys()} == {"bfs--nfe-8"}
     text = (home / "report.html").read_text()
     assert "fk:start=1,every=1" in text
-    assert ">code<" in text
+    assert ">bfs<" in text
     assert compare(home, "--nfe", "8", "--seed", "3") == 2
     assert "seed" in capsys.readouterr().err
 
@@ -173,6 +178,21 @@ def test_mistakes_are_named_before_a_model_loads(words, message, tmp_path, capsy
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_the_commands_of_the_page_are_understood(tmp_path, capsys, monkeypatch):
+    page = (ROOT / "docs" / "compare.md").read_text()
+    (block,) = re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
+    words = shlex.split(block.replace("\\\n", " "))
+
+    def enough(*args, **kwargs):
+        raise UsageError("enough is understood")
+
+    monkeypatch.setattr("steering.command.compare._opened", enough)
+    monkeypatch.chdir(tmp_path)
+    assert words[0] == "steer"
+    assert main(words[1:]) == 2
+    assert "enough is understood" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
