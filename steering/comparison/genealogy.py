@@ -14,7 +14,8 @@ class Level:
 
     Attributes:
         rewards: of each row, ``n`` of them.
-        parents: row of the level before that each came from, ``n`` of them; empty where unknown.
+        parents: what each row came from, ``n`` of them: rows are numbered over all levels in order; -1
+            where it came from none. Empty where unknown.
         step: of the time grid; None where the trace does not say.
         pictures: number of each row's thumbnail, ``n`` of them; empty where none was kept.
         ess: effective sample size, one an island.
@@ -64,26 +65,32 @@ def genealogy(
 
     A record with ``step`` and ``reward`` is a look; its ``ancestors`` say which of its rows the rows
     of the next look came from (several a row, if that has more). Records of one step that differ in
-    ``island`` are one look. Searches that keep no such records show what they had scored between one
-    record and the next, without descent.
+    ``island`` are one look. Searches that grow trees name the rows of a record by ``nodes`` and what
+    they came from by ``parents`` (-1: the root); their rewards are ``rewards``, or ``reward``. Others
+    show what they had scored between one record and the next, without descent.
 
     Args:
         trace: records of the trace.
         looks: thumbnails, in the order in which they were made.
         returned: reward of what was handed to the user, by which it is found where no record says.
     """
+    if any("nodes" in record for record in trace):
+        return _tree(trace, looks)
     groups = _groups(trace)
     if len(groups) < 2 or not all(g.ancestors for g in groups[:-1]):
         return _unrelated(trace, looks, returned) or [_level(g, (), ()) for g in groups]
     levels: list[Level] = []
-    after, before = -1, None
+    after, before, number = -1, None, 0
     for group in groups:
         first = group.records[0][0]
         count = sum(len(r["reward"]) for _, r in group.records)
-        parents = () if before is None else _parents(before, count)
+        parents = (
+            () if before is None else _parents(before, count, number - len(levels[-1].rewards))
+        )
         pictures = _pictures([s for s in looks if after < s.record <= first], count)
         levels.append(_level(group, parents, pictures))
         after, before = group.records[-1][0], group.ancestors or list(range(count))
+        number += count
     return levels
 
 
@@ -92,14 +99,26 @@ def thinned(levels: Sequence[Level], most: int) -> list[Level]:
     if len(levels) <= max(most, 2):
         return list(levels)
     kept = sorted({round(i * (len(levels) - 1) / (most - 1)) for i in range(most)})
-    found = [levels[kept[0]]]
-    for before, here in itertools.pairwise(kept):
-        parents = levels[here].parents
-        for between in range(here - 1, before, -1):
-            upper = levels[between].parents
-            parents = tuple(upper[p] for p in parents) if upper else ()
-        found.append(replace(levels[here], parents=parents))
+    above, new, number = _above(levels), {-1: -1}, 0
+    starts = [0, *itertools.accumulate(len(level.rewards) for level in levels)]
+    for place in kept:
+        for row in range(len(levels[place].rewards)):
+            new[starts[place] + row] = number
+            number += 1
+    found = []
+    for place in kept:
+        parents = list(levels[place].parents)
+        for row, parent in enumerate(parents):
+            while parent not in new:
+                parent = above[parent]
+            parents[row] = new[parent]
+        found.append(replace(levels[place], parents=tuple(parents)))
     return found
+
+
+def _above(levels: Sequence[Level]) -> list[int]:
+    """What every row came from, over all levels."""
+    return [p for level in levels for p in (level.parents or [-1] * len(level.rewards))]
 
 
 def _groups(trace: Sequence[Mapping[str, Any]]) -> list[_Group]:
@@ -134,10 +153,10 @@ def _level(group: _Group, parents: tuple[int, ...], pictures: tuple[int, ...]) -
     )
 
 
-def _parents(ancestors: Sequence[int], count: int) -> tuple[int, ...]:
-    """Rows that ``count`` rows came from, those of one parent side by side."""
+def _parents(ancestors: Sequence[int], count: int, first: int) -> tuple[int, ...]:
+    """What ``count`` rows came from, those of one parent side by side; ``first`` numbers its row 0."""
     fan, rest = divmod(count, len(ancestors))
-    return () if rest or not fan else tuple(ancestors[j // fan] for j in range(count))
+    return () if rest or not fan else tuple(first + ancestors[j // fan] for j in range(count))
 
 
 def _pictures(looks: Sequence[Looked], count: int) -> tuple[int, ...]:
@@ -147,6 +166,27 @@ def _pictures(looks: Sequence[Looked], count: int) -> tuple[int, ...]:
         if fan and not rest:
             return tuple(look.first + fan * j for j in range(count))
     return ()
+
+
+def _tree(trace: Sequence[Mapping[str, Any]], looks: Sequence[Looked]) -> list[Level]:
+    """Levels of a search that names its nodes: a record each."""
+    levels: list[Level] = []
+    numbers: dict[int, int] = {-1: -1}
+    after = -1
+    for i, record in enumerate(trace):
+        if not record.get("nodes"):
+            continue
+        parents = tuple(numbers.get(p, -1) for p in record["parents"])
+        for node in record["nodes"]:
+            numbers[node] = len(numbers) - 1
+        some = [look for look in looks if after < look.record <= i]
+        scored = [look.first + j for look in some for j in range(len(look.rewards))]
+        pictures = tuple(scored[-len(parents) :]) if len(scored) >= len(parents) else ()
+        rewards = tuple(record.get("rewards") or record["reward"])
+        chosen = tuple(record.get("chosen") or ())
+        levels.append(Level(rewards, parents, record.get("step"), pictures, chosen=chosen))
+        after = i
+    return levels
 
 
 def _unrelated(

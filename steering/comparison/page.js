@@ -50,22 +50,22 @@
     return `#${parts.join("&")}`;
   };
 
-  /** Rows of each level that lie on the way to, or from, the given row. */
-  const relatives = (levels, level, rows) => {
-    const near = levels.map(() => new Set());
-    near[level] = new Set(rows);
-    for (let l = level; l > 0; l--) for (const r of near[l]) if (levels[l].parents.length) near[l - 1].add(levels[l].parents[r]);
-    for (let l = level + 1; l < levels.length; l++) {
-      levels[l].parents.forEach((p, r) => { if (near[l - 1].has(p)) near[l].add(r); });
-    }
-    return near;
+  /** Rows in order, each with its number, level, row and what it came from (-1: nothing). */
+  const flat = (levels) => {
+    const rows = [];
+    levels.forEach((level, l) => level.rewards.forEach((_, r) => {
+      rows.push({ n: rows.length, l, r, parent: level.parents[r] ?? -1 });
+    }));
+    return rows;
   };
 
-  const ancestry = (levels) => {
-    const last = levels.length - 1;
-    const kin = relatives(levels, last, levels[last].chosen);
-    levels.forEach((level, l) => level.chosen.forEach((r) => kin[l].add(r)));
-    return kin;
+  /** Numbers of the rows on the way to, and with `down` from, the given ones. */
+  const relatives = (rows, numbers, down) => {
+    const near = new Set();
+    for (let n of numbers) for (; n >= 0; n = rows[n].parent) near.add(n);
+    const below = new Set(numbers);
+    if (down) for (const row of rows) if (below.has(row.parent)) below.add(row.n);
+    return new Set([...near, ...below]);
   };
 
   /** Where each row of each level stands; a single level is laid out in lines, best first. */
@@ -107,7 +107,10 @@
     const rewards = levels.flatMap((level) => level.rewards);
     const low = Math.min(...rewards), high = Math.max(...rewards);
     const colour = (x) => `color-mix(in oklab, var(--high) ${Math.round((100 * (x - low)) / (high - low || 1))}%, var(--low))`;
-    const kin = ancestry(levels);
+    const rows = flat(levels);
+    const parental = new Set(rows.map((row) => row.parent));
+    const related = rows.some((row) => row.parent >= 0);
+    const kin = relatives(rows, rows.filter(({ l, r }) => levels[l].chosen.includes(r)).map((row) => row.n), false);
     const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Genealogy: ${data.columns[selects.column.value]}, ${data.prompts[selects.prompt.value]}` });
     if (entry.sheet) {
       const [w, h] = entry.size, lines = Math.ceil(entry.count / entry.columns);
@@ -116,14 +119,16 @@
     const links = svg("g"), nodes = svg("g"), heads = svg("g");
     picture.append(links, heads, nodes);
     const drawn = [], ways = [];
+    for (const { n, l, r, parent } of rows) {
+      if (parent < 0) continue;
+      const from = rows[parent];
+      const [x, y] = places[l][r], [a, b] = places[from.l][from.r], mid = (size * aspect) / 2, half = (x - a - size) / 2;
+      const on = kin.has(n);
+      const way = svg("path", { class: on ? "link kin" : "link", d: `M${a + size},${b + mid}c${half},0 ${half},${y - b} ${2 * half},${y - b}` });
+      ways.push({ way, n, parent });
+      if (on) links.append(way); else links.prepend(way);
+    }
     levels.forEach((level, l) => {
-      level.parents.forEach((p, r) => {
-        const [x, y] = places[l][r], [a, b] = places[l - 1][p], mid = (size * aspect) / 2, half = (x - a - size) / 2;
-        const on = kin[l].has(r) && kin[l - 1].has(p);
-        const way = svg("path", { class: on ? "link kin" : "link", d: `M${a + size},${b + mid}c${half},0 ${half},${y - b} ${2 * half},${y - b}` });
-        ways.push({ way, l, r, p });
-        if (on) links.append(way); else links.prepend(way);
-      });
       if (!few) {
         const last = l === levels.length - 1;
         const text = svg("text", { class: "when", x: places[l][0][0] + size / 2, y: 16, "text-anchor": "middle" });
@@ -132,40 +137,38 @@
         heads.append(text);
       }
     });
-    const parents = levels.map((level, l) => new Set(l + 1 < levels.length ? levels[l + 1].parents : []));
-    levels.forEach((level, l) => {
-      level.rewards.forEach((reward, r) => {
-        const [x, y] = places[l][r], tall = size * aspect;
-        const chosen = level.chosen.includes(r);
-        const dead = l + 1 < levels.length && levels[l + 1].parents.length > 0 && !parents[l].has(r);
-        const words = `${l === levels.length - 1 ? "finished" : level.step === null ? `look ${l + 1}` : `step ${level.step}`}, ${r + 1} of ${level.rewards.length}: reward ${number(reward)}${chosen ? ", returned" : dead ? ", no descendants" : ""}`;
-        const node = svg("g", { class: dead ? "node lost" : "node", role: "img", tabindex: -1, "aria-label": words });
-        if (entry.sheet && level.pictures.length) {
-          const [w, h] = entry.size, n = level.pictures[r];
-          const cell = `${(n % entry.columns) * w} ${Math.floor(n / entry.columns) * h} ${w} ${h}`;
-          node.append(svg("svg", { x, y, width: size, height: tall, viewBox: cell, preserveAspectRatio: "none" }, svg("use", { href: "#sheet" })));
-          node.append(svg("rect", { class: "frame", x, y, width: size, height: tall, rx: 4, style: `stroke:${colour(reward)}` }));
-        } else {
-          node.append(svg("circle", { class: "blob", cx: x + size / 2, cy: y + tall / 2, r: Math.min(size, tall) * 0.34, style: `fill:${colour(reward)}` }));
-        }
-        if (chosen) node.append(svg("rect", { class: "halo", x: x - 4, y: y - 4, width: size + 8, height: tall + 8, rx: 7 }));
-        const enter = () => focus(l, r, words), leave = () => blur();
-        node.addEventListener("mouseenter", enter);
-        node.addEventListener("mouseleave", leave);
-        node.addEventListener("focus", enter);
-        node.addEventListener("blur", leave);
-        drawn.push({ node, l, r });
-        nodes.append(node);
-      });
-    });
+    for (const { n, l, r } of rows) {
+      const level = levels[l], reward = level.rewards[r];
+      const [x, y] = places[l][r], tall = size * aspect;
+      const chosen = level.chosen.includes(r);
+      const dead = related && l + 1 < levels.length && !parental.has(n);
+      const words = `${l === levels.length - 1 ? "finished" : level.step === null ? `look ${l + 1}` : `step ${level.step}`}, ${r + 1} of ${level.rewards.length}: reward ${number(reward)}${chosen ? ", returned" : dead ? ", no descendants" : ""}`;
+      const node = svg("g", { class: dead ? "node lost" : "node", role: "img", tabindex: -1, "aria-label": words });
+      if (entry.sheet && level.pictures.length) {
+        const [w, h] = entry.size, p = level.pictures[r];
+        const cell = `${(p % entry.columns) * w} ${Math.floor(p / entry.columns) * h} ${w} ${h}`;
+        node.append(svg("svg", { x, y, width: size, height: tall, viewBox: cell, preserveAspectRatio: "none" }, svg("use", { href: "#sheet" })));
+        node.append(svg("rect", { class: "frame", x, y, width: size, height: tall, rx: 4, style: `stroke:${colour(reward)}` }));
+      } else {
+        node.append(svg("circle", { class: "blob", cx: x + size / 2, cy: y + tall / 2, r: Math.min(size, tall) * 0.34, style: `fill:${colour(reward)}` }));
+      }
+      if (chosen) node.append(svg("rect", { class: "halo", x: x - 4, y: y - 4, width: size + 8, height: tall + 8, rx: 7 }));
+      const enter = () => focus(n, words), leave = () => blur();
+      node.addEventListener("mouseenter", enter);
+      node.addEventListener("mouseleave", leave);
+      node.addEventListener("focus", enter);
+      node.addEventListener("blur", leave);
+      drawn.push({ node, n, l, r });
+      nodes.append(node);
+    }
     const at = (l, r) => drawn.find((d) => d.l === l && d.r === r);
-    const focus = (l, r, words) => {
-      const near = relatives(levels, l, [r]);
-      tree.classList.toggle("focus", levels.length > 1 && levels.some((level) => level.parents.length));
-      for (const d of drawn) d.node.classList.toggle("near", near[d.l].has(d.r));
-      for (const w of ways) w.way.classList.toggle("near", near[w.l].has(w.r) && near[w.l - 1].has(w.p));
-      const finished = near[levels.length - 1].size, all = levels[levels.length - 1].rewards.length;
-      const more = l < levels.length - 1 && levels[l + 1].parents.length ? `; ${finished} of ${all} finished samples descend from it` : "";
+    const focus = (n, words) => {
+      const near = relatives(rows, [n], true), { l } = rows[n], end = levels.length - 1;
+      tree.classList.toggle("focus", related);
+      for (const d of drawn) d.node.classList.toggle("near", near.has(d.n));
+      for (const w of ways) w.way.classList.toggle("near", near.has(w.n) && near.has(w.parent));
+      const finished = rows.filter((row) => row.l === end && near.has(row.n)).length;
+      const more = related && l < end ? `; ${finished} of ${levels[end].rewards.length} finished samples descend from it` : "";
       told.replaceChildren(document.createTextNode(words[0].toUpperCase() + words.slice(1) + more + "."));
     };
     const blur = () => { tree.classList.remove("focus"); summary(); };
@@ -183,12 +186,11 @@
       const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!here || !move) return;
       event.preventDefault();
-      const level = levels[here.l];
       let next;
       if (few) next = at(0, here.r + move[0] + move[1]);
       else if (move[1]) next = at(here.l, here.r + move[1]);
-      else if (move[0] < 0) next = at(here.l - 1, level.parents[here.r] ?? 0);
-      else next = at(here.l + 1, Math.max(levels[here.l + 1]?.parents.indexOf(here.r) ?? 0, 0));
+      else if (move[0] < 0) next = drawn[rows[here.n].parent] ?? at(here.l - 1, 0);
+      else next = drawn.find((d) => rows[d.n].parent === here.n) ?? at(here.l + 1, 0);
       if (!next) return;
       here.node.setAttribute("tabindex", -1);
       next.node.setAttribute("tabindex", 0);

@@ -1,8 +1,12 @@
 """Descent read from traces whose truth is known."""
 
+import itertools
+
 import pytest
 import torch
+from helpers import FunctionReward, jobs_for, mixture, run
 
+from samplers import RBF, Prior
 from steering.comparison.genealogy import Looked, genealogy, thinned
 from steering.comparison.sheets import picked, sheet
 from steering.model import Stage
@@ -14,7 +18,19 @@ def look(step, reward, ancestors, **more):
 
 
 def parents(trace):
-    return [level.parents for level in genealogy(trace)]
+    return rows_before(genealogy(trace))
+
+
+def rows_before(levels):
+    """Parents as rows of the level before."""
+    found, first = [], 0
+    for before, level in itertools.pairwise([None, *levels]):
+        if before is not None:
+            found.append(tuple(p - first for p in level.parents))
+            first += len(before.rewards)
+        else:
+            found.append(level.parents)
+    return found
 
 
 END = {"step": 9, "reward": [1.0, 2.0, 3.0], "chosen": [2]}
@@ -25,7 +41,8 @@ def test_rows_descend_from_the_ancestors_of_the_look_before():
         [{"particles": 3}, look(1, [0.0] * 3, [0, 0, 2]), look(5, [0.0] * 3, [1, 1, 1]), END],
         [Looked(1, (0.0,) * 3, 0), Looked(2, (0.0,) * 3, 3), Looked(3, (1.0, 2.0, 3.0), 6)],
     )
-    assert [level.parents for level in levels] == [(), (0, 0, 2), (1, 1, 1)]
+    assert [level.parents for level in levels] == [(), (0, 0, 2), (4, 4, 4)]
+    assert rows_before(levels) == [(), (0, 0, 2), (1, 1, 1)]
     assert [level.pictures for level in levels] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
     assert levels[-1].chosen == (2,)
     assert [level.step for level in levels] == [1, 5, 9]
@@ -62,12 +79,48 @@ def test_thinning_keeps_descent():
     steps = [look(i, [0.0] * 3, [2, 0, 1]) for i in range(5)]
     levels = thinned(genealogy([*steps, END]), 3)
     assert [level.step for level in levels] == [0, 2, 9]
-    whole = genealogy([*steps, END])
-    row = levels[-1].parents[0]
+    whole = rows_before(genealogy([*steps, END]))
+    row = rows_before(levels)[-1][0]
     line = 0
     for level in whole[:2:-1]:
-        line = level.parents[line]
+        line = level[line]
     assert row == line
+
+
+def test_trees_name_their_nodes():
+    """Chains of rollover budget forcing: every child, and the one from which the next are drawn."""
+    problem, model = mixture(steps=4)
+    (result,) = run(
+        model,
+        FunctionReward(),
+        jobs_for(model, ["a"], RBF(nfe=30, chains=1, start=Prior(), path=None)),
+    )
+    levels = genealogy(result.trace.records)
+    assert [level.step for level in levels] == [0, 1, 2, 3]
+    assert all(p == -1 for p in levels[0].parents)
+    first = 0
+    for before, level in itertools.pairwise(levels):
+        assert len(set(level.parents)) == 1
+        parent = level.parents[0] - first
+        assert before.rewards[parent] == max(before.rewards)
+        first += len(before.rewards)
+    assert len(levels[-1].rewards) == 1
+    few = thinned(levels, 2)
+    assert few[1].parents == (levels[1].parents[0],)
+
+
+def test_a_node_may_come_from_any_that_was_before():
+    trace = [
+        {"reward": [1.0], "nodes": [7], "parents": [-1]},
+        {"reward": [2.0, 3.0], "nodes": [8, 9], "parents": [7, -1]},
+        {"reward": [4.0], "nodes": [10], "parents": [7], "chosen": [0]},
+    ]
+    levels = genealogy(
+        trace, [Looked(0, (1.0,), 0), Looked(1, (2.0, 3.0), 1), Looked(2, (4.0,), 3)]
+    )
+    assert [level.parents for level in levels] == [(-1,), (0, -1), (0,)]
+    assert [level.pictures for level in levels] == [(0,), (1, 2), (3,)]
+    assert [level.parents for level in thinned(levels, 2)] == [(-1,), (0,)]
 
 
 def test_values_of_several_samples_a_row_show_the_first():
