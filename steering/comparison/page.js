@@ -68,21 +68,39 @@
     return new Set([...near, ...below]);
   };
 
-  /** Where each row of each level stands; a single level is laid out in lines, best first. */
-  const layout = (levels, size, gap, top, aspect) => {
+  const ranks = (order) => {
+    const rank = [];
+    order.forEach((r, i) => { rank[r] = i; });
+    return rank;
+  };
+
+  /** Rows of each level from top to bottom: next to those of the same parent; a single level best first. */
+  const ordered = (levels, rows) => {
+    if (levels.length === 1) return [levels[0].rewards.map((_, r) => r).sort((a, b) => levels[0].rewards[b] - levels[0].rewards[a])];
+    const height = rows.map(() => 0);
+    return levels.map((level, l) => {
+      const own = rows.filter((row) => row.l === l);
+      own.sort((a, b) => (height[a.parent] ?? 0) - (height[b.parent] ?? 0) || a.r - b.r);
+      own.forEach((row, i) => { height[row.n] = (i + 0.5) / own.length; });
+      return own.map((row) => row.r);
+    });
+  };
+
+  /** Where each row of each level stands; a single level is laid out in lines. */
+  const layout = (levels, order, size, gap, top, aspect) => {
     const step = size * aspect + gap;
     if (levels.length === 1) {
-      const order = levels[0].rewards.map((_, r) => r).sort((a, b) => levels[0].rewards[b] - levels[0].rewards[a]);
-      const wide = Math.min(order.length, 12);
+      const wide = Math.min(order[0].length, 12);
       const places = [];
-      order.forEach((r, i) => { places[r] = [20 + (i % wide) * (size + gap + 8), top + Math.floor(i / wide) * (step + 8)]; });
-      return { places: [places], width: Math.max(40 + wide * (size + gap + 8), 260), height: top + Math.ceil(order.length / wide) * (step + 8) + 10 };
+      order[0].forEach((r, i) => { places[r] = [20 + (i % wide) * (size + gap + 8), top + Math.floor(i / wide) * (step + 8)]; });
+      return { places: [places], width: Math.max(40 + wide * (size + gap + 8), 260), height: top + Math.ceil(order[0].length / wide) * (step + 8) + 10 };
     }
     const most = Math.max(...levels.map((level) => level.rewards.length));
     const across = Math.max(size + 34, Math.min(110, 1130 / levels.length));
     const places = levels.map((level, l) => {
       const first = top + ((most - level.rewards.length) * step) / 2;
-      return level.rewards.map((_, r) => [20 + l * across, first + r * step]);
+      const rank = ranks(order[l]);
+      return level.rewards.map((_, r) => [20 + l * across, first + rank[r] * step]);
     });
     return { places, width: 40 + (levels.length - 1) * across + size, height: top + most * step + 10 };
   };
@@ -103,11 +121,11 @@
     const size = few ? 64 : most <= 8 ? 50 : most <= 12 ? 38 : most <= 20 ? 30 : 22;
     const gap = few ? 8 : most <= 12 ? 9 : 6, top = few ? 14 : 44;
     const aspect = entry.sheet ? entry.size[1] / entry.size[0] : 1;
-    const { places, width, height } = layout(levels, size, gap, top, aspect);
+    const rows = flat(levels), order = ordered(levels, rows);
+    const { places, width, height } = layout(levels, order, size, gap, top, aspect);
     const rewards = levels.flatMap((level) => level.rewards);
     const low = Math.min(...rewards), high = Math.max(...rewards);
     const colour = (x) => `color-mix(in oklab, var(--high) ${Math.round((100 * (x - low)) / (high - low || 1))}%, var(--low))`;
-    const rows = flat(levels);
     const parental = new Set(rows.map((row) => row.parent));
     const related = rows.some((row) => row.parent >= 0);
     const kin = relatives(rows, rows.filter(({ l, r }) => levels[l].chosen.includes(r)).map((row) => row.n), false);
@@ -186,9 +204,10 @@
       const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!here || !move) return;
       event.preventDefault();
+      const beside = (by) => at(here.l, order[here.l][order[here.l].indexOf(here.r) + by]);
       let next;
-      if (few) next = at(0, here.r + move[0] + move[1]);
-      else if (move[1]) next = at(here.l, here.r + move[1]);
+      if (few) next = beside(move[0] + move[1]);
+      else if (move[1]) next = beside(move[1]);
       else if (move[0] < 0) next = drawn[rows[here.n].parent] ?? at(here.l - 1, 0);
       else next = drawn.find((d) => rows[d.n].parent === here.n) ?? at(here.l + 1, 0);
       if (!next) return;

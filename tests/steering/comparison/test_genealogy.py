@@ -89,7 +89,7 @@ def test_thinning_keeps_descent():
 
 def test_trees_name_their_nodes():
     """Chains of rollover budget forcing: every child, and the one from which the next are drawn."""
-    problem, model = mixture(steps=4)
+    _, model = mixture(steps=4)
     (result,) = run(
         model,
         FunctionReward(),
