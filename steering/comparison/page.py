@@ -133,6 +133,7 @@ class Page(Tables):
                     {
                         "uri": uri,
                         "seed": seed,
+                        "which": f"{said(tuple(cell.budget.items()))}, seed {seed}",
                         "budgets": [i for i, b in enumerate(self.budgets) if cell in self.at(b)],
                         "verdict": "" if right is None else "right" if right else "wrong",
                         "told": told,
