@@ -157,11 +157,18 @@ class RBF(Search):
                 chains, complete = [chains[best]], False
             chains = [replace(c, left=c.left + quota + (i < more)) for c in chains]
             chains = yield from self._step(problem, chains, i, serial)
-        x_0 = yield from self._children(problem, chains, last, [next(serial) for _ in chains])
+        draws = [next(serial) for _ in chains]
+        x_0 = yield from self._children(problem, chains, last, draws)
         scores = yield Score(x_0, Stage.FINAL)
         order = torch.argsort(scores.total, descending=True, stable=True).tolist()
         chosen = order if self.returns == "all" else order[:1]
-        problem.trace.record(step=last, reward=scores.total, chosen=chosen)
+        problem.trace.record(
+            step=last,
+            reward=scores.total,
+            chosen=chosen,
+            nodes=draws,
+            parents=[c.draw for c in chains],
+        )
         log_w = torch.zeros(len(x_0), dtype=torch.float64)
         return Outcome(x_0, scores, log_w, chosen, complete=complete)
 
@@ -185,6 +192,7 @@ class RBF(Search):
         At the last step that is searched there is nothing to roll over to: all is spent.
         """
         best: dict[int, Chain] = {}
+        drawn: list[tuple[int, int, float]] = []  # every child: its draw, its parent's, its reward
         last = i == problem.grid.steps - 2
         quota = [c.left for c in chains]
         while searching := [
@@ -199,6 +207,7 @@ class RBF(Search):
             children = yield from self._look(problem, [chains[j] for j in parents], i, serial)
             for j, child in zip(parents, children, strict=True):
                 chains[j] = replace(chains[j], left=chains[j].left - 1)
+                drawn.append((child.draw, chains[j].draw, child.reward))
                 if j not in best or child.reward > best[j].reward:
                     best[j] = child
         problem.trace.record(
@@ -208,6 +217,9 @@ class RBF(Search):
             better=[best[j].reward > c.record for j, c in enumerate(chains)],
             reward=[best[j].reward for j in range(len(chains))],
             ancestors=[best[j].draw for j in range(len(chains))],
+            nodes=[draw for draw, _, _ in drawn],
+            parents=[parent for _, parent, _ in drawn],
+            rewards=[reward for _, _, reward in drawn],
         )
         return [
             replace(best[j], record=max(c.record, best[j].reward), left=c.left)

@@ -17,6 +17,7 @@ from steering.model import Stage
 from steering.prediction import Posterior
 from steering.requests import Denoise, Render, Score, Scores
 from steering.reward import Reward, scoring_call
+from steering.snapshots import MOST_ROWS, Snapshot, shrunk
 from steering.times import Time
 
 if TYPE_CHECKING:
@@ -39,15 +40,17 @@ class Calls:
     Args:
         engine: owner of model, rewards, packer and stopwatch.
         non_finite: ``"error"`` or ``"zero_weight"``, see :class:`steering.engine.Engine`.
+        thumbnails: side of small copies to keep of what is scored, or None.
     """
 
-    def __init__(self, engine: Engine, non_finite: str) -> None:
+    def __init__(self, engine: Engine, non_finite: str, thumbnails: int | None = None) -> None:
         self._model = engine.model
         self._reward = engine.reward
         self._held_out = engine.held_out
         self._packer = engine.packer
         self._stopwatch = engine.stopwatch
         self._zero_weight = non_finite == "zero_weight"
+        self._thumbnails = thumbnails
 
     def answer(self, waiting: Sequence[Live]) -> list[Any]:
         """Answers in order; an exception in place of an answer fails that search alone."""
@@ -123,16 +126,30 @@ class Calls:
         ]
         names: list[str] = []
         parts = self._packer.map(
-            "score", lambda b: self._score_batch(b, stage, rewards, names, wants_grad), rows
+            "score",
+            lambda b: self._score_batch(b, stage, rewards, names, wants_grad, self._thumbnails),
+            rows,
         )
         columns, finite = self._to_host([part[0] for part in parts])
         grads: list[Tensor | None] = [None] * len(waiting)
         if wants_grad:
             grads = self._backward(waiting, requests, [part[1] for part in parts])
-        return [
+        answers = [
             self._scores(live, names, table, grad, finite)
             for live, table, grad in zip(waiting, columns, grads, strict=True)
         ]
+        if self._thumbnails is not None:
+            for live, scores, part in zip(waiting, answers, parts, strict=True):
+                self._keep(live, stage, scores, part[-1])
+        return answers
+
+    def _keep(self, live: Live, stage: Stage, scores: Scores | Exception, small: Tensor) -> None:
+        """Remember what a search had scored, as far as there is room."""
+        trace = live.problem.trace
+        kept = sum(len(s.rewards) for s in trace.snapshots)
+        room = stage is Stage.FINAL or kept + len(small) <= MOST_ROWS
+        if isinstance(scores, Scores) and room:
+            trace.snapshots.append(Snapshot(len(trace.records), stage, scores.total, small.cpu()))
 
     def _score_rows(self, live: Live, x_0: Tensor, rewards: Mapping[str, Reward]) -> Rows:
         features = [{name: live.features[name] for name in rewards}] * len(x_0)
@@ -146,8 +163,9 @@ class Calls:
         rewards: Mapping[str, Reward],
         names: list[str],
         wants_grad: bool,
+        thumbnails: int | None = None,
     ) -> tuple[Tensor, ...]:
-        """Decode once, score by each reward; a table ``(B, columns)`` and maybe the gradient."""
+        """Decode once, score by each reward; a table ``(B, columns)``, maybe gradient and copies."""
         handles, features = batch.extras
         x_0 = batch.x.requires_grad_() if wants_grad else batch.x
         with torch.set_grad_enabled(wants_grad):
@@ -169,7 +187,8 @@ class Calls:
             usage.decodes += n
             usage.reward_calls += n * calls
         batch.payers[0][0].padding += batch.padding
-        return table, *grad
+        small = () if thumbnails is None else (shrunk(media, thumbnails),)
+        return table, *grad, *small
 
     def _to_host(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
         """One transfer for all searches of the turn, and whether all numbers are finite."""

@@ -65,6 +65,8 @@ class Engine:
         non_finite: what a NaN or infinite reward means: ``"error"``, or ``"zero_weight"``: minus
             infinity, so that the candidate is never chosen.
         on_progress: called after each turn.
+        thumbnails: longer side in pixels of small copies to keep of all that is scored, in
+            ``result.trace.snapshots``; None keeps none.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class Engine:
         threads: int = 1,
         non_finite: str = "error",
         on_progress: Callable[[Progress], None] | None = None,
+        thumbnails: int | None = None,
     ) -> None:
+        if thumbnails is not None and thumbnails < 1:
+            raise ValueError(f"thumbnails must be at least 1 pixel or None, got {thumbnails}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
         if bucket < 1:
@@ -104,7 +109,7 @@ class Engine:
         self.stopwatch = Stopwatch(model.device)
         self.on_progress = on_progress
         self.usage = Usage()
-        self._calls = Calls(self, non_finite)
+        self._calls = Calls(self, non_finite, thumbnails)
         self._live: list[Live] = []
         self._served = 0.0  # seconds of this turn that are charged already
 

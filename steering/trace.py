@@ -7,12 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
+from steering.snapshots import Snapshot
+
 
 @dataclass
 class Trace:
-    """Records of one search, in order; plain Python values, ready for JSON."""
+    """Records of one search, in order; plain Python values, ready for JSON.
+
+    Attributes:
+        records: what was decided.
+        snapshots: small copies of what was scored; only where the engine is asked for thumbnails.
+    """
 
     records: list[dict[str, Any]] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
 
     def record(self, **fields: Any) -> None:
         """Append one record; tensors become lists."""

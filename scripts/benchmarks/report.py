@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-RESAMPLES = 4000
-_AT_ONCE = 4_000_000  # figures
+from steering.statistics import paired
+
 COSTS = ("nfe", "decodes", "reward_calls")
 MEASURES = ("reward", "accuracy", "diversity_pixel", "diversity_clip")
 
@@ -112,38 +111,9 @@ def _by_prompt(figures: Any, count: int) -> np.ndarray:
     return array if array.ndim == 1 else array.mean(0)
 
 
-def interval(
-    by_prompt: np.ndarray, *, share: bool = False, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """95 % interval of a mean over prompts, by bootstrap; the seeds of a prompt are not independent.
-
-    Args:
-        by_prompt: one figure a prompt ``(P,)``.
-        share: whether the figures lie in [0, 1]; where all agree Wilson's interval is given then.
-        resamples: of the bootstrap.
-    """
-    by_prompt = np.asarray(by_prompt)
-    count = len(by_prompt)
-    if share and len(np.unique(by_prompt)) == 1:
-        wins = round(float(by_prompt.sum()))
-        wilson = stats.binomtest(wins, count).proportion_ci(method="wilson")
-        return float(wilson.low), float(wilson.high)
-    random = np.random.default_rng(0)
-    step = max(1, _AT_ONCE // count)  # in parts, for many prompts would fill the memory
-    means = [
-        by_prompt[random.integers(count, size=(min(step, resamples - done), count))].mean(1)
-        for done in range(0, resamples, step)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def difference(entry: Entry, other: Entry, measure: str) -> tuple[float, float, float] | None:
     """Mean of ``entry - other`` over the prompts that both hold, and its 95 % interval."""
     if measure not in entry.values or measure not in other.values:
         return None
-    both, here, there = np.intersect1d(entry.prompts, other.prompts, return_indices=True)
-    if len(both) < 2:
-        return None
-    gap = entry.values[measure][here] - other.values[measure][there]
-    return float(gap.mean()), *interval(gap)
+    _, here, there = np.intersect1d(entry.prompts, other.prompts, return_indices=True)
+    return paired(entry.values[measure][here] - other.values[measure][there])

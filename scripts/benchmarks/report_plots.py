@@ -13,8 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from benchmarks.report import Entry, interval
+from benchmarks.report import Entry
 from benchmarks.report_tables import REFERENCE
+from steering.statistics import interval
 
 MARKERS = "sD^v<>PX*ph"
 # without grey, which is the unsteered model's

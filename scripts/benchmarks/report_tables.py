@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.report import COSTS, MEASURES, Entry, Setting, difference, interval
+from benchmarks.report import COSTS, MEASURES, Entry, Setting, difference
+from steering.statistics import interval
 
 REFERENCE = "best-of-n"
 TITLES = {

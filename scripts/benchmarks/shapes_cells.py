@@ -17,12 +17,13 @@ from torch.nn import functional
 
 from benchmarks.common import Results
 from benchmarks.embedded import synchronise
-from benchmarks.report import interval, read
+from benchmarks.report import read
 from samplers import BestOfN
 from steering.cost import Budget
 from steering.files import write_atomically
 from steering.live import JobResult
 from steering.pipeline import SteeredPipeline
+from steering.statistics import interval
 from steering.strength import Strength
 
 #: what tells one comparison's rows from another's, the chunk of prompts aside

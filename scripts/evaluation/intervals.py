@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from benchmarks.report import interval
 
 from evaluation.inputs import Run
 from evaluation.metrics import Items, Measured, Metric, OfSet, Options
 from steering.shapes.grammar import EASY_KINDS, HARD_KINDS
+from steering.statistics import interval
 
 ALL, MEAN_OF_KINDS = "all", "mean of kinds"
 

@@ -300,5 +300,9 @@ class _Bar:
     def done(self) -> None:
         self._bar.update()
 
+    def skip(self, count: int) -> None:
+        """Searches that an earlier run finished."""
+        self._bar.update(count)
+
     def close(self) -> None:
         self._bar.close()

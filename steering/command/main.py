@@ -20,11 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from steering.command.calibrate import calibrate
+    from steering.command.compare import check_samplers, compare, report
     from steering.command.demo import demo
     from steering.command.generate import RewardFacts, check_early, generate, plan
 
     actions: dict[str, Callable[..., int]] = {
         "generate": generate,
+        "compare": compare,
+        "report": report,
         "plan": plan,
         "calibrate": calibrate,
         "demo": demo,
@@ -40,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(resolve_names(argv))
         wanted = options.get(options.command)
-        if options.command == "generate":
+        if options.command in ("generate", "compare"):
             pipeline = PipelineOptions(
                 **{k: v for k, v in vars(wanted.pipeline).items() if not k.startswith("__")}
             )
             check_early(wanted.prompt, wanted.prompts_file, pipeline, Path(str(wanted.output)))
+            if options.command == "compare":
+                check_samplers(wanted, pipeline)
         facts = RewardFacts.of(wanted.pop("reward")) if options.command == "plan" else None
         chosen = parser.instantiate(options)
         arguments = dict(chosen[chosen.command])
@@ -53,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments["reward"] = facts
         return int(actions[chosen.command](**arguments) or 0)
     except ArgumentError as error:
-        print(f"steer: {explain(str(error))}", file=sys.stderr)
+        action = actions.get(argv[0] if argv else "", generate)
+        print(f"steer: {explain(str(error), action)}", file=sys.stderr)
         return 2
     except (UsageError, Refusal, FileNotFoundError, ValueError, TypeError) as error:
         print(f"steer: {error}", file=sys.stderr)
@@ -67,7 +73,7 @@ def list_configs() -> int:
     return 0
 
 
-def explain(message: str) -> str:
+def explain(message: str, action: Callable[..., int]) -> str:
     """An error of the option parser with the nearest right option added."""
     unknown = re.search(
         r"[Oo]ption '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message
@@ -75,7 +81,7 @@ def explain(message: str) -> str:
     if unknown is None:
         return message
     word = next(filter(None, unknown.groups()))
-    known = _known_options(message)
+    known = _known_options(message, action)
     for part in dict.fromkeys((word.split(".")[-1], word.split(".")[0])):
         hint = nearest(part, known)
         if hint:
@@ -83,14 +89,12 @@ def explain(message: str) -> str:
     return f"{message}; known are {', '.join(known)}"
 
 
-def _known_options(message: str) -> list[str]:
+def _known_options(message: str, action: Callable[..., int]) -> list[str]:
     """Options that would have been right there: those of the class named, else the command's."""
     import importlib
     import inspect
 
-    from steering.command.generate import generate
-
-    target: Any = generate
+    target: Any = action
     where = re.search(r"class_path '([\w.]+)'", message)
     if where is not None:
         module, _, name = where.group(1).rpartition(".")

@@ -21,6 +21,10 @@ GROUPS = {
 }
 
 
+#: options that take several values, one after the other
+LISTS = ("samplers", "nfe", "reward_calls", "seconds")
+
+
 class UsageError(ValueError):
     """A mistake in what the user asked for; the message is all that is shown."""
 
@@ -86,15 +90,22 @@ def resolve_names(argv: Sequence[str]) -> list[str]:
     """Command-line arguments with names replaced by files, and repeated prompts collected.
 
     ``--sampler fk`` becomes the file of that name; ``--pipeline`` also takes a folder or a hub id;
-    ``--prompt`` may be repeated; ``--held-out`` is ``--held_out``.
+    ``--prompt`` may be repeated; ``--held-out`` is ``--held_out``; ``--nfe 100 200`` are two values.
+    The words that follow ``report`` are folders.
     """
     out: list[str] = []
     words = iter(argv)
+    many: str | None = None  # the option whose further values may follow
     for word in words:
         option, given, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
         if not option.startswith("--") or not name:
-            out.append(word)
+            out.append(word if many is None else f"--{many}+={word}")
+            many = "folders" if word == "report" and len(out) == 1 else many
+            continue
+        many = name if name in LISTS else None
+        if many is not None:
+            out += [f"--{many}+={value}"] if given else []
             continue
         if name not in (*GROUPS, "prompt"):
             out.append(f"--{name}{given}{value}")

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from steering import __version__
 from steering.command.options import UsageError
+from steering.comparison.sheets import sheet
 from steering.files import write_atomically
 from steering.live import JobResult
 from steering.report import returned_scores
@@ -30,10 +31,12 @@ class OutputFolder:
     Attributes:
         path: the folder.
         settings: everything that decides the pictures; part of every record.
+        looks: where thumbnails of what was scored on the way go; apart from the pictures.
     """
 
     path: Path
     settings: Mapping[str, Any]
+    looks: Path | None = None
 
     def prepare(self, *, overwrite: bool = False) -> None:
         """Create the folder, and refuse one that cannot be written or holds other settings.
@@ -62,7 +65,8 @@ class OutputFolder:
         for path in self.path.glob("*.json"):
             record = json.loads(path.read_text())
             if isinstance(record, dict) and {"prompt", "files", "trace"} <= set(record):
-                for file in record["files"]:
+                looks = record.get("looks")
+                for file in [*record["files"], *([looks["file"]] if looks else [])]:
                     (self.path / file).unlink(missing_ok=True)
                 path.unlink()
         shutil.rmtree(self.path / "calibration", ignore_errors=True)
@@ -114,6 +118,8 @@ class OutputFolder:
             write_atomically(self.path / file, partial(media.save, format="PNG", pnginfo=info))
             files.append(file)
         outcome = result.outcome
+        if self.looks is not None and result.trace.snapshots:
+            extra = {**extra, "looks": self._write_looks(name, result)}
         record = {
             "prompt": job.item.prompt,
             "key": job.key,
@@ -131,6 +137,15 @@ class OutputFolder:
         path = self.path / f"{name}.json"
         write_atomically(path, json.dumps(record, indent=1))
         return path
+
+    def _write_looks(self, name: str, result: JobResult) -> dict[str, Any]:
+        """Write the sheet of thumbnails; returns what the record says of it."""
+        assert self.looks is not None
+        picture, looks, columns = sheet(result.trace.snapshots)
+        path = self.looks / f"{name}.webp"
+        write_atomically(path, partial(picture.save, format="WEBP", quality=88))
+        file = os.path.relpath(path, self.path)
+        return {"file": file, "columns": columns, "requests": [asdict(look) for look in looks]}
 
 
 def check_writable(folder: Path) -> None:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from steering.cost import Budget
 from steering.search import BudgetTooSmall, Facts
+from steering.statistics import interval
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 STEPS = 25
@@ -296,17 +297,17 @@ def test_chunks_are_joined_and_compared_prompt_by_prompt(report):
 
 def test_intervals_do_not_show_in_how_many_parts_they_were_drawn(report, monkeypatch):
     values = np.random.default_rng(2).normal(size=50)
-    whole = report.interval(values)
+    whole = interval(values)
     monkeypatch.setattr(report, "_AT_ONCE", 777)
-    assert report.interval(values) == whole
+    assert interval(values) == whole
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say(report):
     rng = np.random.default_rng(1)
-    ends = np.array([report.interval(rng.normal(size=100)) for _ in range(300)])
+    ends = np.array([interval(rng.normal(size=100)) for _ in range(300)])
     covered = ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean()
     assert 0.91 < covered < 0.98
-    low, high = report.interval(np.zeros(10), share=True)
+    low, high = interval(np.zeros(10), share=True)
     assert low == pytest.approx(0, abs=1e-12)
     assert 0.2 < high < 0.35, "Wilson's: ten failures do not prove impossibility"
 
