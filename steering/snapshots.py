@@ -46,7 +46,7 @@ def shrunk(media: Tensor, side: int) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"thumbnails are made of pictures (B, 3, H, W), got media {tuple(media.shape)}; pass "
-            "thumbnails=None"
+            "thumbnails=None, on the command line --thumbnails 0"
         )
     longer = max(images.shape[-2:])
     if longer > side:

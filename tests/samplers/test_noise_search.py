@@ -29,7 +29,8 @@ SEARCHES = [
     ReNO(iterations=4, chains=3, solver=DDIM(0.5)),
 ]
 GRADIENT_FREE = [s for s in SEARCHES if not isinstance(s, ReNO)]
-RANKING = [s for s in GRADIENT_FREE if not isinstance(s, ZeNO)]
+#: whose first noises are carried to the end as they are
+FROM_THE_FIRST = [s for s in SEARCHES if isinstance(s, ZeroOrder | EvoSearch)]
 all_of_them = pytest.mark.parametrize("search", SEARCHES, ids=str)
 
 
@@ -110,11 +111,9 @@ def test_all_that_was_seen_can_be_had(kind):
     torch.testing.assert_close(outcome.x_0[outcome.chosen[:1]], best.outcome.x_0)
 
 
-@pytest.mark.parametrize("search", RANKING, ids=str)
+@pytest.mark.parametrize("search", FROM_THE_FIRST, ids=str)
 def test_more_of_it_is_never_worse_than_its_first_sample(search):
     """The first candidate of a search is that of best of one; nothing better is ever lost."""
-    if isinstance(search, NoisePaths):
-        pytest.skip("its first noises are not carried to the end")
     problem, model = mixture("quadratic", steps=10)
     solver = search.solver if not isinstance(search, EvoSearch) else search._solver
     jobs = jobs_for(model, ["a"], search)
