@@ -84,10 +84,12 @@ def particles(
 
 
 def treeg(nfe: int, steps: int) -> Search:
-    """TreeG with branches of 4, fewer where they do not fit, and as many active samples as do."""
-    wanted = TreeG(active=max(candidates(nfe, steps) // 4, 1), branches=4)
-    fitting = wanted.plan(Facts(steps, steps, budget=Budget(nfe=nfe))).settings
-    return TreeG(**fitting)
+    """TreeG with about 4 branches of as many active samples as fit, whatever uses most of the budget."""
+    facts = Facts(steps, steps, budget=Budget(nfe=nfe))
+    most = candidates(nfe, steps)
+    plans = [TreeG(active=max(most // k, 1), branches=k).plan(facts) for k in (3, 4, 5, 6)]
+    best = max(plans, key=lambda p: (p.cost.nfe, -abs(p.settings["branches"] - 4)))
+    return TreeG(**best.settings)
 
 
 def glass(nfe: int, steps: int) -> Search:

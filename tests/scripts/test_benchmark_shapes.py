@@ -295,10 +295,10 @@ def test_chunks_are_joined_and_compared_prompt_by_prompt(report):
     assert report.difference(fk, best, "accuracy") is None
 
 
-def test_intervals_do_not_show_in_how_many_parts_they_were_drawn(report, monkeypatch):
+def test_intervals_do_not_show_in_how_many_parts_they_were_drawn(monkeypatch):
     values = np.random.default_rng(2).normal(size=50)
     whole = interval(values)
-    monkeypatch.setattr(report, "_AT_ONCE", 777)
+    monkeypatch.setattr("steering.statistics._AT_ONCE", 777)
     assert interval(values) == whole
 
 
