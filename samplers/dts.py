@@ -1,4 +1,4 @@
-"""Diffusion tree sampling: roll-outs from nodes drawn by their soft values, weighted exactly."""
+"""Diffusion tree sampling: roll-outs from nodes drawn by their soft values, weighted as drawn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from steering.search import Outcome, Problem
 
 @dataclass(frozen=True)
 class DTS(TreeSearch):
-    """Diffusion tree sampling (Jain et al. 2025, 2506.20701), with weights that carry no bias.
+    """Diffusion tree sampling (Jain et al. 2025, 2506.20701), with weights as they were drawn.
 
     Each roll-out walks down from the root to a child drawn by exp(lambda v), v the soft value, and
     branches off. As published, all children of a node count the same, and whether a node gets a
@@ -29,8 +29,8 @@ class DTS(TreeSearch):
     biased for very long. Here a roll-out keeps the weight that it was drawn with: if it branches off
     node x, its leaf weighs what x weighs under the base law over the probability of having chosen x;
     and the depth at which it branches off follows from its number alone (the widening rule holds for
-    the mean node of each depth). The weighted leaves are then exact for any number of roll-outs in the
-    sense of importance sampling, and values only steer.
+    the mean node of each depth). Values then only steer: the weighted leaves are importance samples of the
+    tilted law, as exact as self-normalised ones are, with a bias of the order of one over the roll-outs.
 
     Attributes:
         explore: share of roll-outs whose node is drawn by the base law instead of by value, which

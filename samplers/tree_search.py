@@ -262,7 +262,10 @@ class TreeSearch(Search):
             slots += [passed[row, i] for i in state.indices if (row, i) in passed] + [leaf]
         tree = expand(state.tree, parents, torch.tensor(slots), scores.total, log_base)
         problem.trace.record(
-            rollouts=list(draws), depth=state.tree.depth[parents], reward=scores.total
+            nodes=list(draws),
+            parents=state.tree.born[parents],
+            depth=state.tree.depth[parents],
+            reward=scores.total,
         )
         return replace(state, tree=tree, **state.added(scores))  # type: ignore[arg-type]
 

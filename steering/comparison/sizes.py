@@ -10,15 +10,27 @@ from steering.cost import Budget, Cost
 from steering.search import BudgetTooSmall, Facts, Search
 
 #: fields that say how much a search does; the first that a search has is the one that grows
-SIZES = ("sweeps", "nfe", "n", "particles", "beams", "steps")
+SIZES = (
+    "sweeps",
+    "nfe",
+    "n",
+    "particles",
+    "beams",
+    "active",
+    "paths",
+    "rollouts",
+    "rounds",
+    "iterations",
+    "steps",
+)
 LARGEST = 4096
 
 
 def size_of(search: Search) -> str | None:
     """The field that says how large a search is; None where there is none that is known."""
     own = {f.name for f in fields(search)}  # type: ignore[arg-type]  # searches are dataclasses
-    found = next((name for name in SIZES if name in own), None)
-    return found if found and isinstance(getattr(search, found), int) else None
+    sizes = (name for name in SIZES if name in own and isinstance(getattr(search, name), int))
+    return next(sizes, None)
 
 
 def _as_counted(cost: Cost) -> Cost:

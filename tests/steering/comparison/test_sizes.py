@@ -22,8 +22,13 @@ def test_every_configuration_fills_its_budget(name, limit):
     search = grown(contestant(name).search, given)
     cost = search.plan(given).cost
     (part, most), size = next(iter(limit.items())), size_of(search)
-    assert size is not None
     assert getattr(cost, part) <= most
+    if (
+        name == "evo"
+    ):  # its populations are many numbers: they shrink with the budget, but do not grow
+        assert size is None
+        return
+    assert size is not None
     larger = type(search)(**{**vars(search), size: getattr(search, size) + 1})
     more = getattr(larger.plan(facts()).cost, part)
     assert more > most or more == getattr(cost, part)
