@@ -13,7 +13,83 @@ from rewards.base import RewardModel
 from steering.reward import Item
 
 
-class WeightedSum(RewardModel):
+class Ensemble(RewardModel):
+    """Base of rewards over named members, which share the one decode of each row.
+
+    Scores are named columns: every member's own, and the total under the ensemble's name.
+
+    Args:
+        members: rewards by the name of their column. A member that has columns of its own shows
+            them as "member/column".
+        factors: how much each counts, by the same names; 1 where none is given. 0 only reports.
+        name: of the total.
+        word: what a factor is called in messages.
+
+    Raises:
+        ValueError: no members, a factor that is not finite or belongs to no member, or a member
+            that is named like the total or has no score of its own (a mean rank).
+    """
+
+    def __init__(
+        self,
+        members: dict[str, RewardModel],
+        factors: dict[str, float] | None,
+        *,
+        name: str,
+        word: str,
+    ) -> None:
+        super().__init__()
+        factors = factors or {}
+        if not members:
+            raise ValueError(f"a {name} needs at least one member, got none")
+        if name in members:
+            raise ValueError(f"the total is named {name!r} like a member; give one another name")
+        for member, factor in factors.items():
+            if member not in members:
+                raise ValueError(f"{word} for {member!r}, but the members are {', '.join(members)}")
+            if not math.isfinite(factor):
+                raise ValueError(f"the {word} of {member!r} must be finite, got {factor}")
+        for member, model in members.items():
+            if getattr(model, "ranked", None) is not None:
+                raise ValueError(
+                    f"member {member!r} ranks candidates among each other and has no score of its own; "
+                    "name its members instead"
+                )
+        self.name = name
+        self.members = dict(members)
+        self._factors = {member: float(factors.get(member, 1.0)) for member in members}
+        self.differentiable = all(member.differentiable for member in self.searched.values())
+        self.needs_text = any(member.needs_text for member in members.values())
+        self.calls_per_row = sum(member.calls_per_row for member in members.values())
+
+    @property
+    def searched(self) -> dict[str, RewardModel]:
+        """The members that count."""
+        return {label: member for label, member in self.members.items() if self._factors[label]}
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move every member's weights; returns itself."""
+        for member in self.members.values():
+            member.to(device)
+        return self
+
+    def featurize(self, item: Item) -> tuple[Any, ...]:
+        """Every member's features, in order."""
+        return tuple(member.prepare(item) for member in self.members.values())
+
+    def columns(self, media: Tensor, features: Sequence[tuple[Any, ...]]) -> dict[str, Tensor]:
+        """Every member's scores ``(B,)`` by its name, and its own columns."""
+        columns: dict[str, Tensor] = {}
+        for index, (label, member) in enumerate(self.members.items()):
+            scores = member(media, [row[index] for row in features])
+            if isinstance(scores, Mapping):
+                columns |= {f"{label}/{c}": v for c, v in scores.items() if c != member.name}
+                scores = scores[member.name]
+            columns[label] = scores
+        return columns
+
+
+class WeightedSum(Ensemble):
     """Sum of weight x reward over named members; they share the one decode of each row.
 
     Scores are named columns: every member's, unweighted, and the total under the ensemble's name.
@@ -36,56 +112,16 @@ class WeightedSum(RewardModel):
         *,
         name: str = "weighted-sum",
     ) -> None:
-        super().__init__()
-        weights = weights or {}
-        if not members:
-            raise ValueError("a weighted sum needs at least one member, got none")
-        if name in members:
-            raise ValueError(f"the total is named {name!r} like a member; give one another name")
-        for member, weight in weights.items():
-            if member not in members:
-                raise ValueError(f"weight for {member!r}, but the members are {', '.join(members)}")
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of {member!r} must be finite, got {weight}")
-        for member, model in members.items():
-            if getattr(model, "ranked", None) is not None:
-                raise ValueError(
-                    f"member {member!r} ranks candidates among each other and has no score of its own; "
-                    "name its members instead"
-                )
-        self.name = name
-        self.weights = {member: float(weights.get(member, 1.0)) for member in members}
-        self.members = dict(members)
-        searched = [member for label, member in members.items() if self.weights[label]]
-        self.differentiable = all(member.differentiable for member in searched)
-        self.needs_text = any(member.needs_text for member in members.values())
-        self.calls_per_row = sum(member.calls_per_row for member in members.values())
+        super().__init__(members, weights, name=name, word="weight")
+        self.weights = self._factors
         self.range = _range(members, self.weights)
-
-    def to(self, device: str | torch.device) -> Self:
-        """Move every member's weights; returns itself."""
-        for member in self.members.values():
-            member.to(device)
-        return self
-
-    def featurize(self, item: Item) -> tuple[Any, ...]:
-        """Every member's features, in order."""
-        return tuple(member.prepare(item) for member in self.members.values())
 
     def score(self, media: Tensor, features: Sequence[tuple[Any, ...]]) -> Mapping[str, Tensor]:
         """Named columns ``(B,)`` and their total."""
-        columns: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        for index, (label, member) in enumerate(self.members.items()):
-            weight = self.weights[label]
-            scores = member(media, [row[index] for row in features])
-            if isinstance(scores, Mapping):
-                columns |= {f"{label}/{c}": v for c, v in scores.items() if c != member.name}
-                scores = scores[member.name]
-            columns[label] = scores
-            if weight:  # a member that only reports may be anything, even infinite
-                total = weight * scores if total is None else total + weight * scores
-        columns[self.name] = media.new_zeros(len(media)) if total is None else total
+        columns = self.columns(media, features)
+        # a member that only reports may be anything, even infinite
+        parts = [self.weights[label] * columns[label] for label in self.searched]
+        columns[self.name] = sum(parts[1:], parts[0]) if parts else media.new_zeros(len(media))
         return columns
 
 

@@ -29,8 +29,8 @@ class DTS(TreeSearch):
     biased for very long. Here a roll-out keeps the weight that it was drawn with: if it branches off
     node x, its leaf weighs what x weighs under the base law over the probability of having chosen x;
     and the depth at which it branches off follows from its number alone (the widening rule holds for
-    the mean node of each depth). Values then only steer: the weighted leaves are importance samples of the
-    tilted law, as exact as self-normalised ones are, with a bias of the order of one over the roll-outs.
+    the mean node of each depth). Values then only steer: the weighted leaves are importance samples of
+    the tilted law, self-normalised, so their bias is of the order of one over the number of roll-outs.
 
     Attributes:
         explore: share of roll-outs whose node is drawn by the base law instead of by value, which
