@@ -24,7 +24,7 @@ def searched(search, prompts=("a",), steps=10, budget=None, name="linear", **eng
 
 
 @pytest.mark.slow
-def test_the_evidence_is_unbiased_for_a_small_tree():
+def test_the_evidence_is_that_of_the_chain_for_a_small_tree():
     problem, model = mixture("linear", steps=10)
     law = estimate(problem, model, DDIM(1.0), samples=200_000, seed=0)
     search = DTS(rollouts=18, widening=1.0, alpha=0.5, returns="all", **SMALL)
