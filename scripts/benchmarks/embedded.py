@@ -279,10 +279,10 @@ def search_named(name: str, nfe: int | None = None, steps: int = 1) -> Search:
     return FAMILIES[name](nfe, steps)
 
 
-def options_of(model: str, device: str) -> PipelineOptions:
-    """The shipped configuration of an embedded model."""
+def options_of(model: str, device: str, **changes: Any) -> PipelineOptions:
+    """The shipped configuration of an embedded model, with changes."""
     text = (config_folder() / "pipeline" / f"{model}.yaml").read_text(encoding="utf-8")
-    return PipelineOptions(**yaml.safe_load(text), device=device)
+    return PipelineOptions(**(yaml.safe_load(text) | {"device": device} | changes))
 
 
 def steered(options: PipelineOptions, sampler: Search, seed: int, **extra: Any) -> SteeredPipeline:

@@ -27,6 +27,7 @@ class Setting:
     device: str
     batch_size: int | None
     processes: int = 1
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)

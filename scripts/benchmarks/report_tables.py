@@ -64,9 +64,10 @@ def shapes_sections(entries: Sequence[Entry]) -> str:
 
 def _title(setting: Setting) -> str:
     shared = f", {setting.processes} processes at once" if setting.processes > 1 else ""
+    precision = f", {setting.dtype}" if setting.dtype != "float32" else ""
     return (
         f"{setting.model}, {setting.prompt_set} prompts, strength {setting.strength:g}, "
-        f"{setting.device}, {setting.batch_size or 'default'} rows a call{shared}"
+        f"{setting.device}, {setting.batch_size or 'default'} rows a call{precision}{shared}"
     )
 
 

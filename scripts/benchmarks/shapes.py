@@ -34,7 +34,7 @@ from benchmarks.pool import pooled
 from benchmarks.shapes_cells import Rows, measure, summarise, warm_up
 from samplers import BestOfN
 from steering import shapes
-from steering.command.options import device_of
+from steering.command.options import PipelineOptions, device_of
 from steering.cost import Budget
 from steering.pipeline import SteeredPipeline
 from steering.search import BudgetTooSmall, Facts
@@ -65,6 +65,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="cells at once, dealt to all CUDA devices"
     )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument(
         "--tf32", action="store_true", help="matrix products on tensor cores, as convolutions are"
     )
@@ -104,6 +105,10 @@ class Cell:
     equal_seconds: str | None = None
 
 
+def _pipeline(model: str, options: Any) -> PipelineOptions:
+    return options_of(model, options.device, dtype=options.dtype)
+
+
 class Doors:
     """The embedded models of one process, each loaded when its first cell comes.
 
@@ -115,7 +120,7 @@ class Doors:
         self.options = options
         self.texts = shapes.prompts(options.prompt_set)[: options.prompts]
         self.keys = prompt_keys(self.texts)
-        self.pipelines = {m: options_of(m, options.device) for m in options.models}
+        self.pipelines = {m: _pipeline(m, options) for m in options.models}
         self.doors: dict[str, SteeredPipeline] = {}
 
     def row(self, cell: Cell) -> dict[str, Any]:
@@ -180,7 +185,7 @@ class Bench:
             options.samplers = options.samplers or QUICK
         self.options = options
         self.prompts = len(shapes.prompts(options.prompt_set)[: options.prompts])
-        self.pipelines = {m: options_of(m, options.device) for m in options.models}
+        self.pipelines = {m: _pipeline(m, options) for m in options.models}
         device = device_of(next(iter(self.pipelines.values())))
         self.samplers = {m: samplers_of(m, options.samplers) for m in options.models}
         self.reference = _reference(options.equal_seconds)
@@ -193,6 +198,7 @@ class Bench:
             "device": describe(device),
             "batch_size": options.batch_size,
             "processes": options.processes,
+            "dtype": options.dtype,
         }
 
     def cells(self, budgets: Iterable[int]) -> Iterator[Cell]:
@@ -280,6 +286,7 @@ class Bench:
             and row["device"] == self.where["device"]
             and row["batch_size"] == self.where["batch_size"]
             and row.get("processes", 1) == self.where["processes"]
+            and row.get("dtype", "float32") == self.where["dtype"]
             and row["equal_seconds"] is None
             and name in (None, row["sampler"])
         ]
