@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters import PipelineModel, adapt
+from steering.adapters import BlackBoxModel, Door, PipelineModel, enter
 from steering.adapters.cheap_decode import CheapDecode
+from steering.adapters.doors import check_door
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
@@ -44,6 +45,8 @@ class SteeredPipeline:
         deterministic: bit-identical results for any packing.
         bucket: rows of every call in deterministic mode.
         on_progress: told after each turn what is done and spent.
+        door: how the pipeline is entered, see :func:`steering.adapters.enter`; by default replayed
+            where that is possible, else a black box, for searches over noise alone.
         guesses: how guesses part-way are decoded; None: by the full decoder, as finished samples are.
 
     Example:
@@ -64,6 +67,7 @@ class SteeredPipeline:
         seed: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         guesses: CheapDecode | None = None,
+        door: Door = "auto",
         **engine: Any,
     ) -> None:
         if not isinstance(sampler, Search):
@@ -82,7 +86,8 @@ class SteeredPipeline:
         self.strength = strength if isinstance(strength, Strength) else Strength(float(strength))
         self.budget = budget or Budget()
         self.seed = seed
-        self.on_progress, self.guesses = on_progress, guesses
+        check_door(door)
+        self.on_progress, self.guesses, self.door = on_progress, guesses, door
         known = inspect.signature(Engine).parameters
         for option in engine:
             if option not in known or option in ("model", "reward", "held_out", "on_progress"):
@@ -92,7 +97,7 @@ class SteeredPipeline:
                     + (f" (did you mean {near[0]!r}?)" if near else "")
                 )
         self.engine_options = engine
-        self._models: dict[str, PipelineModel] = {}
+        self._models: dict[str, PipelineModel | BlackBoxModel] = {}
 
     def __call__(
         self,
@@ -249,7 +254,7 @@ class SteeredPipeline:
         figures = Figures.load(Figures.path(source, call, dtype, self.reward.name, device))
         return describe(one, len(prompts) * num_images_per_prompt, figures)
 
-    def model(self, **call: Any) -> PipelineModel:
+    def model(self, **call: Any) -> PipelineModel | BlackBoxModel:
         """The pipeline as a denoiser for these arguments; learned once and kept.
 
         Learned anew where a component, the scheduler's configuration, the device or the precision has
@@ -262,8 +267,11 @@ class SteeredPipeline:
         scheduler = getattr(getattr(self.pipe, "scheduler", None), "config", None)
         key = repr((sorted(call.items()), parts, where, scheduler))
         if key not in self._models:
-            self._models[key] = adapt(self.pipe, call=call).look_by(self.guesses)
+            self._models[key] = self._enter(call)
         return self._models[key]
+
+    def _enter(self, call: Mapping[str, Any]) -> PipelineModel | BlackBoxModel:
+        return enter(self.pipe, call=call, door=self.door).look_by(self.guesses)
 
     def reset(self) -> None:
         """Forget what was learned of the pipeline and its prompts."""
@@ -329,7 +337,7 @@ class SteeredPipeline:
             name = f"{name}:not-{digest}"
         return name, getattr(self.reward, "key", self.reward.name)
 
-    def _engine(self, model: PipelineModel) -> Engine:
+    def _engine(self, model: PipelineModel | BlackBoxModel) -> Engine:
         check_search(self.sampler, model.abilities, self.reward)
         self.sampler.plan(
             Facts(model.grid.steps, model.scheduler_calls(), self.reward.calls_per_row, self.budget)
