@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steering.adapters import BlackBoxModel, Door, PipelineModel, enter
 from steering.adapters.cheap_decode import CheapDecode
-from steering.adapters.doors import check_door
+from steering.adapters.doors import check_door, key_of
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
@@ -27,6 +27,8 @@ from steering.reward import Item, Reward
 from steering.search import Facts, Search
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders, pilot_prompts
+
+_KEPT = 16  # models that are kept, by their arguments
 
 
 class SteeredPipeline:
@@ -246,7 +248,7 @@ class SteeredPipeline:
             BudgetTooSmall: one finished candidate does not fit the budget.
         """
         prompts = check_prompts(prompt)
-        steps, calls = scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
+        steps, calls = self._facts(call)
         one = self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
         source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed")
         dtype = str(self.pipe.dtype).removeprefix("torch.")
@@ -258,20 +260,27 @@ class SteeredPipeline:
         """The pipeline as a denoiser for these arguments; learned once and kept.
 
         Learned anew where a component, the scheduler's configuration, the device or the precision has
-        changed. Weights changed in place are not noticed: after loading a LoRA for a text encoder,
+        changed, and for other pictures among the arguments. Weights changed in place are not noticed: after loading a LoRA for a text encoder,
         call :meth:`reset`.
         """
         call.setdefault("output_type", "pil")
-        parts = [(k, id(part)) for k, part in getattr(self.pipe, "components", {}).items()]
-        where = getattr(self.pipe, "device", None), getattr(self.pipe, "dtype", None)
-        scheduler = getattr(getattr(self.pipe, "scheduler", None), "config", None)
-        key = repr((sorted(call.items()), parts, where, scheduler))
+        key = key_of(self.pipe, call)
         if key not in self._models:
-            self._models[key] = self._enter(call)
+            entered = enter(self.pipe, call=call, door=self.door)
+            self._models[key] = entered.look_by(self.guesses)
+            if len(self._models) > _KEPT:
+                self._models.pop(next(iter(self._models)))
         return self._models[key]
 
-    def _enter(self, call: Mapping[str, Any]) -> PipelineModel | BlackBoxModel:
-        return enter(self.pipe, call=call, door=self.door).look_by(self.guesses)
+    def _facts(self, call: Mapping[str, Any]) -> tuple[int, int]:
+        """Transitions and scheduler calls: as a black box counted them, else by the scheduler."""
+        call = {"output_type": "pil", **call}
+        known = self._models.get(key_of(self.pipe, call))
+        if known is None and self.door == "black-box":
+            known = self.model(**call)
+        if isinstance(known, BlackBoxModel):
+            return known.grid.steps, known.scheduler_calls()
+        return scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
 
     def reset(self) -> None:
         """Forget what was learned of the pipeline and its prompts."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
+import torch
+
 from steering.adapters.black_box import BlackBoxModel
 from steering.adapters.checks import Refusal, check_call, check_pipeline
 from steering.adapters.pipeline import PipelineModel
@@ -50,6 +53,8 @@ def enter(
     check_call(pipe, call)
     try:
         return PipelineModel(pipe, call)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError) as error:  # not only refusals: a probe may break a pipeline
         replay = error
     try:
@@ -60,3 +65,21 @@ def enter(
         raise replay from closed
     except (ValueError, RuntimeError) as closed:
         raise replay from closed
+
+
+def key_of(pipe: Any, call: Mapping[str, Any]) -> str:
+    """What a model is learned for: the pipeline's parts as they stand, and the arguments."""
+    parts = [(name, id(part)) for name, part in getattr(pipe, "components", {}).items()]
+    where = getattr(pipe, "device", None), getattr(pipe, "dtype", None)
+    scheduler = getattr(getattr(pipe, "scheduler", None), "config", None)
+    told = [(name, _told(value)) for name, value in sorted(call.items())]
+    return repr((told, parts, where, scheduler))
+
+
+def _told(value: Any) -> Any:
+    """What tells an argument from another; an array by which it is, as its text leaves out most."""
+    if isinstance(value, list | tuple):
+        return [_told(entry) for entry in value]
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return type(value).__name__, id(value), getattr(value, "_version", 0)
+    return value

@@ -1,6 +1,7 @@
 """Whole calls of a pipeline: the same pictures as its own, counted, and left as it was found."""
 
 import copy
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -12,7 +13,10 @@ from rewards import PythonFunction
 from samplers import BestOfN, FKSteering, ReNO, ZeNO, ZeroOrder
 from steering import DDIM, SteeredPipeline
 from steering.adapters import Refusal, enter
+from steering.cost import Budget
 from steering.engine import MissingAbility
+from steering.report import SteeringFailed
+from steering.search import BudgetTooSmall
 from steering.strength import Strength
 
 CALL = {"num_inference_steps": 3}
@@ -150,6 +154,58 @@ def test_what_was_planned_is_what_is_spent(tiny, sampler):
     usage = run("a cat", **call).steering.usage
     assert (usage.nfe, usage.decodes) == (plan["nfe"], plan["decodes"]) == (9, 3)
     assert 0 < usage.seconds_denoise <= usage.seconds
+
+
+def test_a_budget_is_kept_and_counts_come_from_the_pipelines_own_call(tiny):
+    pipe = tiny.inpaint(channels=9)
+    call = {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}
+    run = steered(pipe, BestOfN(n=8), budget=Budget(nfe=7), door="black-box")
+    call |= {"num_inference_steps": 6, "strength": 1.0, "timesteps": None}
+    with pytest.raises(BudgetTooSmall):
+        steered(pipe, BestOfN(n=8), budget=Budget(nfe=5), door="black-box")("a", **call)
+    assert run("a", **call).steering.usage.nfe == run.plan("a", **call)["nfe"] == 6
+    heun = tiny.sd(diffusers.HeunDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1))
+    run = steered(heun, BestOfN(n=2), door="black-box")
+    assert run("a", **CALL).steering.usage.nfe == run.plan("a", **CALL)["nfe"] == 2 * 5
+
+
+def test_a_broken_promise_of_a_plan_is_stopped(tiny):
+    class Greedy(BestOfN):
+        def plan(self, facts):
+            return replace(super().plan(facts), settings={"n": 2})
+
+    pipe, call = control(tiny)
+    run = steered(pipe, Greedy(n=2), budget=Budget(nfe=5))
+    with pytest.raises(SteeringFailed, match="over the budget's nfe=5"):
+        run("a", **call)
+
+
+def test_deterministic_runs_have_equal_bits(tiny):
+    pipe, call = control(tiny)
+    options = {"deterministic": True, "bucket": 4}
+    both = steered(pipe, BestOfN(n=3), **options)(["a", "a cat"], output_type="pt", **call)
+    one = steered(pipe, BestOfN(n=3), **options)("a cat", output_type="pt", **call)
+    assert torch.equal(both.images[1], one.images[0])
+    assert both.steering.usage.nfe == 2 * 3 * 3
+
+
+def test_lambda_is_calibrated_by_whole_calls(tiny):
+    pipe, call = control(tiny)
+    out = steered(pipe, ZeNO(rounds=1, samples=2, chains=1))("a cat", **call)
+    assert out.steering.lam > 0
+    assert out.steering.pilot.nfe == 8 * 3
+
+
+def test_another_array_is_another_model(tiny):
+    pipe, call = control(tiny)
+    run = steered(pipe, BestOfN(n=1))
+    pictures = torch.zeros(2, 1, 3, 16, 16)
+    pictures[1, :, :, 8] = 1.0
+    found = [
+        run("a", generator=seeded(), output_type="pt", **{**call, "image": picture}).images
+        for picture in pictures
+    ]
+    assert (found[0] - found[1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
