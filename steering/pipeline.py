@@ -260,8 +260,8 @@ class SteeredPipeline:
         """The pipeline as a denoiser for these arguments; learned once and kept.
 
         Learned anew where a component, the scheduler's configuration, the device or the precision has
-        changed, and for other pictures among the arguments. Weights changed in place are not noticed: after loading a LoRA for a text encoder,
-        call :meth:`reset`.
+        changed, and for other pictures among the arguments. Weights changed in place are not noticed:
+        after loading a LoRA for a text encoder, call :meth:`reset`.
         """
         call.setdefault("output_type", "pil")
         key = key_of(self.pipe, call)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from steering.adapters.capture import quiet_generator
@@ -21,8 +19,8 @@ from steering.adapters.checks import (
     signature_of,
     tolerance,
 )
-from steering.adapters.decode import media_of
 from steering.adapters.naming import model_name
+from steering.adapters.pictures import output_of, pictures_of
 from steering.adapters.rendering import Renderer
 from steering.adapters.start import (
     Caller,
@@ -112,7 +110,7 @@ class BlackBoxModel:
             kwargs = self._caller.arguments([self._pair(0)], [quiet_generator()], None, **kept)
             try:
                 found = Watch(self.pipe, counting=True).run(kwargs)
-                _pictures(found)
+                pictures_of(found)
             except Refusal:
                 raise
             except (ValueError, RuntimeError, TypeError) as error:
@@ -132,7 +130,7 @@ class BlackBoxModel:
         changed = {**self._kept, **self._caller.short()}
         first, second = self._pair(0), self._pair(1)
         self._start, latents, generator, alone = check_start(
-            self._caller, self._start, first, _pictures, changed
+            self._caller, self._start, first, pictures_of, changed
         )
         other = torch.randn(latents.shape, generator=quiet_generator()).to(latents)
         state = generator.get_state()
@@ -142,7 +140,7 @@ class BlackBoxModel:
             both = [generator, torch.Generator().manual_seed(4)]
             mine = both if len(pairs) == 2 else both[1:]
             kwargs = self._caller.arguments(pairs, mine, x, **changed)
-            return _pictures(Watch(self.pipe).run(kwargs))
+            return pictures_of(Watch(self.pipe).run(kwargs))
 
         apart = torch.cat([alone, run([second], other)])
         try:
@@ -299,7 +297,7 @@ class BlackBoxModel:
             found = Watch(self.pipe).run(kwargs)
             self._passes = _passes(found, len(pairs[part]))
             calls = max(calls, found.steps)
-            pictures.append(_pictures(found).to(self.device))
+            pictures.append(pictures_of(found).to(self.device))
         return Carried(torch.cat(pictures), calls, self._passes)
 
     def decode(self, x_0: Tensor, conditioning: Sequence[Any], stage: Stage) -> Tensor:
@@ -319,14 +317,7 @@ class BlackBoxModel:
         return self._renderer.merge(rows)
 
     def _output(self, x_0: Tensor) -> Any:
-        """The pipeline's output object of pictures; what it says beside them is not known."""
-        media: Any = x_0
-        if self._wanted != "pt":
-            media = VaeImageProcessor.pt_to_numpy(x_0)
-        if self._wanted == "pil":
-            media = VaeImageProcessor.numpy_to_pil(media)
-        first, *others = (field.name for field in fields(self._output_type))
-        return self._output_type(**{first: media, **dict.fromkeys(others)})
+        return output_of(self._output_type, x_0, self._wanted)
 
 
 def _generator(handle: BlackBoxHandle, draw: int, seed: int) -> torch.Generator:
@@ -342,20 +333,3 @@ def _generator(handle: BlackBoxHandle, draw: int, seed: int) -> torch.Generator:
 def _passes(found: Watched, rows: int) -> int:
     """Network rows a row and step."""
     return max(math.ceil(found.rows / (found.steps * rows)), 1)
-
-
-def _pictures(found: Watched) -> Tensor:
-    """Pictures of a call's output, float32 ``(n, 3, H, W)``.
-
-    Raises:
-        TypeError: it holds something else.
-    """
-    media = media_of(found.output)[1]
-    if isinstance(media, list) and media and hasattr(media[0], "convert"):
-        media = np.stack([np.asarray(picture.convert("RGB")) for picture in media]) / 255.0
-    if isinstance(media, np.ndarray) and media.ndim == 4:
-        media = torch.from_numpy(media).movedim(-1, 1)
-    if not torch.is_tensor(media) or media.ndim != 4 or media.shape[1] != 3:
-        what = tuple(media.shape) if hasattr(media, "shape") else type(media).__name__
-        raise TypeError(f"a black box must make pictures (n, 3, H, W), got {what}")
-    return media.float()
