@@ -269,11 +269,19 @@ class BlackBoxModel:
             return latents.to(self.device, torch.float32), stood
         if not generators:
             return None, []
-        watched = self._caller.stopped(pairs, generators, None, images)
-        after = [generator_after(self._start, watched, g) for g in generators]
-        pairs_of = zip(stood, after, strict=True)
-        states = [s if a is None or self._start.rewind else a for s, a in pairs_of]
-        return self._start.noise(watched), states
+        rows = [pair for pair in pairs for _ in range(images)]
+        if len(generators) < len(rows):  # one generator draws for all rows, as the pipeline has it
+            noise = self._start.noise(self._caller.stopped(pairs, generators, None, images))
+            if len(noise) != len(rows):
+                raise Refusal(f"{len(rows)} prompts and images became {len(noise)} states")
+            return noise, stood
+        noises, states = [], []
+        for pair, generator, state in zip(rows, generators, stood, strict=True):
+            watched = self._caller.stopped([pair], [generator])
+            after = generator_after(self._start, watched, generator)
+            noises.append(self._start.noise(watched))
+            states.append(state if after is None or self._start.rewind else after)
+        return torch.cat(noises), states
 
     @torch.no_grad()
     def carry(

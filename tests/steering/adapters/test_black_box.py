@@ -89,6 +89,27 @@ def test_one_candidate_is_the_pipelines_own_picture(case):
     assert np.abs(found.images - own).max() < 1e-4
 
 
+def test_each_prompt_goes_on_with_its_own_generator(case):
+    pipe, call = case
+    prompts, seeds = ["a cat", "two red cubes"], [7, 8]
+    own = [
+        pipe(prompt, generator=seeded(seed), output_type="pt", **call).images
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    run = steered(pipe, BestOfN(n=1), door="black-box")
+    generators = [seeded(seed) for seed in seeds]
+    found = run(prompts, generator=generators, output_type="pt", **call).images
+    assert (found - torch.cat(own)).abs().max() < 1e-4
+
+
+def test_one_generator_draws_for_all_prompts_as_in_the_pipeline(tiny):
+    pipe, call = control(tiny)
+    prompts, copies = ["a cat", "two red cubes"], {"num_images_per_prompt": 2, "output_type": "pt"}
+    own = pipe(prompts, generator=seeded(), **copies, **call).images
+    found = steered(pipe, BestOfN(n=1))(prompts, generator=seeded(), **copies, **call).images
+    assert (found - own).abs().max() < 1e-4
+
+
 def test_given_latents_start_the_first_candidate(tiny):
     pipe, call = control(tiny)
     latents = torch.randn(1, 4, 8, 8, generator=seeded())
@@ -97,8 +118,9 @@ def test_given_latents_start_the_first_candidate(tiny):
     assert (found.images - own).abs().max() < 1e-4
 
 
-def test_a_reference_pipeline_gives_what_replay_gives(tiny):
-    pipe = tiny.sd()
+@pytest.mark.parametrize("scheduler", [None, "DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_a_reference_pipeline_gives_what_replay_gives(tiny, scheduler):
+    pipe = tiny.sd(scheduler and getattr(diffusers, scheduler)(**tiny.SD_BETAS))
     pictures = []
     for door in ("replay", "black-box"):
         run = steered(pipe, BestOfN(n=3, returns="all"), door=door)
