@@ -99,8 +99,8 @@ class BestOfN(Search):
 
     @property
     def needs(self) -> Needs:
-        """Nothing beyond a denoiser, and what its start needs."""
-        return together(Needs(), self.start)
+        """Nothing beyond a pipeline that can be called, and what its start needs."""
+        return together(Needs(denoises=self.solver != "scheduler"), self.start)
 
     @property
     def ranks(self) -> bool:

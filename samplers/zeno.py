@@ -71,7 +71,7 @@ class ZeNO(Search):
     @property
     def needs(self) -> Needs:
         """A fixed density."""
-        return Needs(density=True)
+        return Needs(density=True, denoises=self.solver != "scheduler")
 
     def plan(self, facts: Facts) -> Plan:
         """Fewer rounds where the budget is small, then fewer chains, then fewer perturbations."""

@@ -62,7 +62,7 @@ class ZeroOrder(Search):
     @property
     def needs(self) -> Needs:
         """Nothing beyond a pipeline that can be called."""
-        return Needs()
+        return Needs(denoises=self.solver != "scheduler")
 
     @property
     def ranks(self) -> bool:

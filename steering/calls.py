@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from torch import Tensor
 from steering.batching import Batch, Rows
 from steering.cost import Usage
 from steering.live import Live, Report
-from steering.model import Stage
+from steering.model import Carrier, Stage
 from steering.prediction import Posterior
 from steering.requests import Denoise, Render, Score, Scores
 from steering.reward import Reward, scoring_call
+from steering.rollout import Carry
 from steering.snapshots import MOST_ROWS, Snapshot, shrunk
 from steering.times import Time
 
@@ -60,6 +61,8 @@ class Calls:
         if isinstance(request, Score):
             key = lambda r: (r.stage, r.grad_to is not None)  # noqa: E731
             return self._grouped(waiting, key, self._score)
+        if isinstance(request, Carry):
+            return self._grouped(waiting, lambda r: None, self._carry)
         serve = self._render if isinstance(request, Render) else self._report
         if self._packer.bucket is not None:  # unpadded calls, whose bits would depend on neighbours
             return [answer for live in waiting for answer in serve([live])]
@@ -113,6 +116,26 @@ class Calls:
             usage.passes += n * passes
         batch.payers[0][0].padding += batch.padding
         return posterior.x_0, posterior.eps
+
+    # ---- whole roll-outs
+
+    def _carry(self, waiting: list[Live]) -> list[Tensor]:
+        rows = []
+        for live in waiting:
+            assert isinstance(live.request, Carry)
+            handles = [live.job.conditioning] * len(live.request.x_t)
+            extras = (handles, live.request.draws, live.request.seeds)
+            rows.append(Rows(live.request.x_t, live.usage, extras))
+        return [x_0 for (x_0,) in self._packer.map("denoise", self._carry_batch, rows)]
+
+    def _carry_batch(self, batch: Batch) -> tuple[Tensor]:
+        with self._stopwatch("denoise", batch.payers):
+            carried = cast(Carrier, self._model).carry(batch.x, *batch.extras)
+        for usage, n in batch.payers:
+            usage.nfe += n * carried.calls
+            usage.passes += n * carried.calls * carried.passes
+        batch.payers[0][0].padding += batch.padding
+        return (carried.x_0,)
 
     # ---- score
 

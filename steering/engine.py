@@ -24,6 +24,7 @@ from steering.live import Job, JobResult, Live, new_problem
 from steering.model import Abilities, Meaning, Model
 from steering.requests import Denoise, Render, Score
 from steering.reward import Reward
+from steering.rollout import Carry
 from steering.search import Needs, Search
 
 
@@ -150,7 +151,7 @@ class Engine:
             self._admit(queue)
             asked = [live for live in self._live if live.request is not None]
             rows = [(live.usage, _rows(live.request)) for live in asked]
-            for kind in (Denoise, Score, Render, object):
+            for kind in (Denoise, Carry, Score, Render, object):
                 waiting = [live for live in asked if _kind(live.request) is kind]
                 if waiting:
                     self._serve(waiting)
@@ -244,6 +245,7 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
         MissingAbility: names the search, the ability and who lacks it.
     """
     lacking = [
+        (needs.denoises and not abilities.denoises, "to denoise row by row", "the model"),
         (needs.gradients and not abilities.gradients, "gradients through the decoder", "the model"),
         (
             needs.gradients and not reward.differentiable,
@@ -266,7 +268,8 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
     ]
     for missing, what, who in lacking:
         if missing:
-            raise MissingAbility(f"{search} needs {what}, which {who} does not offer")
+            why = f": {abilities.why}" if abilities.why and who.startswith("the model") else ""
+            raise MissingAbility(f"{search} needs {what}, which {who} does not offer{why}")
 
 
 def check_search(search: Search, abilities: Abilities, reward: Reward) -> None:
@@ -289,7 +292,7 @@ def _ranked(reward: Reward) -> bool:
 
 
 def _kind(request: Any) -> type:
-    for kind in (Denoise, Score, Render):
+    for kind in (Denoise, Carry, Score, Render):
         if isinstance(request, kind):
             return kind
     return object
@@ -298,4 +301,4 @@ def _kind(request: Any) -> type:
 def _rows(request: Any) -> int:
     if request is None:
         return 0
-    return len(request.x_t if isinstance(request, Denoise) else request.x_0)
+    return len(request.x_t if isinstance(request, Denoise | Carry) else request.x_0)

@@ -11,7 +11,7 @@ from steering.cost import Budget, Cost, Usage
 from steering.model import Model
 from steering.requests import Denoise, Render, Request, Rollout, Score
 from steering.reward import Item, Reward
-from steering.rollout import rollout
+from steering.rollout import Carry, rollout
 from steering.search import Facts, Outcome, Problem, Search
 from steering.streams import Streams
 from steering.trace import Trace
@@ -102,7 +102,7 @@ class Live:
         self.job = job
         self.problem = problem
         self.features: dict[str, Any] = {}
-        self.request: Request | Report | None = None
+        self.request: Request | Report | Carry | None = None
         self.result: JobResult | None = None
         self._model = model
         self._stack: list[Generator[Any, Any, Any]] = [self._whole(rewards, held_out)]
@@ -156,6 +156,8 @@ class Live:
         cost = Cost()
         if isinstance(request, Denoise):
             cost = Cost(nfe=len(request.x_t))
+        elif isinstance(request, Carry):
+            cost = Cost(nfe=len(request.x_t) * self.problem.facts.scheduler_calls)
         elif isinstance(request, Score):
             rows = len(request.x_0)
             cost = Cost(decodes=rows, reward_calls=rows * self.problem.facts.calls_per_row)

@@ -38,6 +38,9 @@ class Abilities:
         any_order: times may come in any order, not only falling.
         gradients: autograd passes through denoiser and decoder.
         meaning: what its x_0 is.
+        denoises: rows can be denoised one by one. A black box cannot: it is a :class:`Carrier`, which
+            only carries initial noises to finished samples.
+        why: why it cannot do more, for messages.
     """
 
     any_rows: bool = True
@@ -45,6 +48,8 @@ class Abilities:
     any_order: bool = True
     gradients: bool = True
     meaning: Meaning = Meaning.POSTERIOR_MEAN
+    denoises: bool = True
+    why: str = ""
 
 
 class Conditioning(Protocol):
@@ -132,4 +137,35 @@ class Model(Protocol):
 
         ``seeds`` are one a row, for the noise of stochastic schedulers; draw 0 follows the user's own
         generator where one was given.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """What a :class:`Carrier` made of initial states.
+
+    Attributes:
+        x_0: finished states ``(B, ...)``; their shape may differ from that of the initial ones.
+        calls: model calls of each row's trajectory.
+        passes: network passes that a row and call cost.
+    """
+
+    x_0: Tensor
+    calls: int
+    passes: int
+
+
+class Carrier(Protocol):
+    """What a model that does not denoise offers in its place."""
+
+    def carry(
+        self,
+        x_t: Tensor,
+        conditioning: Sequence[Any],
+        draws: Sequence[int],
+        seeds: Sequence[int],
+    ) -> Carried:
+        """Carry initial states ``(B, *shape)``, one handle a row, to the end.
+
+        ``draws`` and ``seeds`` are as in :meth:`Model.scheduler_run`.
         """

@@ -30,7 +30,7 @@ class BaseSamples(Search):
 
     @property
     def needs(self) -> Needs:
-        return Needs()
+        return Needs(denoises=False)
 
     def plan(self, facts: Facts) -> Plan:
         """All of them; a pilot is outside any budget."""

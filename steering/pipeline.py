@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters import PipelineModel, adapt
+from steering.adapters import BlackBoxModel, Door, PipelineModel, enter
 from steering.adapters.cheap_decode import CheapDecode
+from steering.adapters.doors import check_door, key_of
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
@@ -26,6 +27,8 @@ from steering.reward import Item, Reward
 from steering.search import Facts, Search
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders, pilot_prompts
+
+_KEPT = 16  # models that are kept, by their arguments
 
 
 class SteeredPipeline:
@@ -44,6 +47,8 @@ class SteeredPipeline:
         deterministic: bit-identical results for any packing.
         bucket: rows of every call in deterministic mode.
         on_progress: told after each turn what is done and spent.
+        door: how the pipeline is entered, see :func:`steering.adapters.enter`; by default replayed
+            where that is possible, else a black box, for searches over noise alone.
         guesses: how guesses part-way are decoded; None: by the full decoder, as finished samples are.
 
     Example:
@@ -64,6 +69,7 @@ class SteeredPipeline:
         seed: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         guesses: CheapDecode | None = None,
+        door: Door = "auto",
         **engine: Any,
     ) -> None:
         if not isinstance(sampler, Search):
@@ -82,7 +88,8 @@ class SteeredPipeline:
         self.strength = strength if isinstance(strength, Strength) else Strength(float(strength))
         self.budget = budget or Budget()
         self.seed = seed
-        self.on_progress, self.guesses = on_progress, guesses
+        check_door(door)
+        self.on_progress, self.guesses, self.door = on_progress, guesses, door
         known = inspect.signature(Engine).parameters
         for option in engine:
             if option not in known or option in ("model", "reward", "held_out", "on_progress"):
@@ -92,7 +99,7 @@ class SteeredPipeline:
                     + (f" (did you mean {near[0]!r}?)" if near else "")
                 )
         self.engine_options = engine
-        self._models: dict[str, PipelineModel] = {}
+        self._models: dict[str, PipelineModel | BlackBoxModel] = {}
 
     def __call__(
         self,
@@ -241,7 +248,7 @@ class SteeredPipeline:
             BudgetTooSmall: one finished candidate does not fit the budget.
         """
         prompts = check_prompts(prompt)
-        steps, calls = scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
+        steps, calls = self._facts(call)
         one = self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
         source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed")
         dtype = str(self.pipe.dtype).removeprefix("torch.")
@@ -249,21 +256,31 @@ class SteeredPipeline:
         figures = Figures.load(Figures.path(source, call, dtype, self.reward.name, device))
         return describe(one, len(prompts) * num_images_per_prompt, figures)
 
-    def model(self, **call: Any) -> PipelineModel:
+    def model(self, **call: Any) -> PipelineModel | BlackBoxModel:
         """The pipeline as a denoiser for these arguments; learned once and kept.
 
         Learned anew where a component, the scheduler's configuration, the device or the precision has
-        changed. Weights changed in place are not noticed: after loading a LoRA for a text encoder,
-        call :meth:`reset`.
+        changed, and for other pictures among the arguments. Weights changed in place are not noticed:
+        after loading a LoRA for a text encoder, call :meth:`reset`.
         """
         call.setdefault("output_type", "pil")
-        parts = [(k, id(part)) for k, part in getattr(self.pipe, "components", {}).items()]
-        where = getattr(self.pipe, "device", None), getattr(self.pipe, "dtype", None)
-        scheduler = getattr(getattr(self.pipe, "scheduler", None), "config", None)
-        key = repr((sorted(call.items()), parts, where, scheduler))
+        key = key_of(self.pipe, call)
         if key not in self._models:
-            self._models[key] = adapt(self.pipe, call=call).look_by(self.guesses)
+            entered = enter(self.pipe, call=call, door=self.door)
+            self._models[key] = entered.look_by(self.guesses)
+            if len(self._models) > _KEPT:
+                self._models.pop(next(iter(self._models)))
         return self._models[key]
+
+    def _facts(self, call: Mapping[str, Any]) -> tuple[int, int]:
+        """Transitions and scheduler calls: as a black box counted them, else by the scheduler."""
+        call = {"output_type": "pil", **call}
+        known = self._models.get(key_of(self.pipe, call))
+        if known is None and self.door == "black-box":
+            known = self.model(**call)
+        if isinstance(known, BlackBoxModel):
+            return known.grid.steps, known.scheduler_calls()
+        return scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
 
     def reset(self) -> None:
         """Forget what was learned of the pipeline and its prompts."""
@@ -329,7 +346,7 @@ class SteeredPipeline:
             name = f"{name}:not-{digest}"
         return name, getattr(self.reward, "key", self.reward.name)
 
-    def _engine(self, model: PipelineModel) -> Engine:
+    def _engine(self, model: PipelineModel | BlackBoxModel) -> Engine:
         check_search(self.sampler, model.abilities, self.reward)
         self.sampler.plan(
             Facts(model.grid.steps, model.scheduler_calls(), self.reward.calls_per_row, self.budget)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.adapters import PipelineModel
+from steering.adapters import BlackBoxModel, PipelineModel
 from steering.cost import Usage
 from steering.engine import Engine
 from steering.live import Job, JobResult
@@ -22,7 +22,7 @@ class SteeringReport:
         pilot: what the pilot for lambda spent; nothing if a calibration was saved.
         lam: lambda in raw reward units.
         seed: the seed that reproduces the call.
-        settings: the engine's, for the record.
+        settings: the engine's, and by which door the pipeline is entered and why, for the record.
     """
 
     results: list[JobResult]
@@ -51,7 +51,7 @@ class SteeredRun:
     """
 
     engine: Engine
-    model: PipelineModel
+    model: PipelineModel | BlackBoxModel
     jobs: list[Job]
     lam: float
     pilot: Usage
@@ -65,7 +65,12 @@ class SteeredRun:
         place = {id(job): i for i, job in enumerate(self.jobs)}
         ordered = sorted(results, key=lambda r: place[id(r.job)])
         first = self.jobs[0]
-        settings = {"deterministic": self.engine.deterministic, "sampler": repr(first.search)}
+        settings = {
+            "deterministic": self.engine.deterministic,
+            "sampler": repr(first.search),
+            "door": self.model.door,
+            "reason": self.model.reason,
+        }
         usage = Usage()
         usage.add(self.engine.usage)
         usage.add(self.pilot)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -17,9 +18,24 @@ from steering.requests import Denoise, Rollout
 from steering.search import Problem
 
 
+@dataclass(frozen=True, eq=False)
+class Carry:
+    """Internal: a roll-out that a model does in one piece; answered by finished states.
+
+    Attributes:
+        x_t: rows ``(n, *shape)`` at the grid's start.
+        draws: draw ids of the rows.
+        seeds: seeds of the rows' noise.
+    """
+
+    x_t: Tensor
+    draws: Sequence[int]
+    seeds: Sequence[int]
+
+
 def rollout(
     request: Rollout, problem: Problem, model: Model, conditioning: Any
-) -> Generator[Denoise, Posterior, Tensor]:
+) -> Generator[Denoise | Carry, Any, Tensor]:
     """Carry the request's rows to the end.
 
     Args:
@@ -29,7 +45,7 @@ def rollout(
         conditioning: the prompt's handle.
 
     Yields:
-        One Denoise a model call.
+        One Denoise a model call; or one Carry, where the model does not denoise.
 
     Returns:
         States at the end ``(n, *shape)``.
@@ -38,6 +54,9 @@ def rollout(
         ValueError: the scheduler is asked to start anywhere but at the grid's start, or a stochastic
             solver was given no draw ids.
     """
+    if request.solver == "scheduler" and not model.abilities.denoises:
+        seeds = scheduler_seeds(request, problem)
+        return (yield Carry(request.x_t, request.draws, seeds))
     if request.solver == "scheduler":
         return (yield from _by_scheduler(request, problem, model, conditioning))
     solver, rows = request.solver, len(request.x_t)
@@ -56,20 +75,27 @@ def rollout(
     return x
 
 
-def _by_scheduler(
-    request: Rollout, problem: Problem, model: Model, conditioning: Any
-) -> Generator[Denoise, Posterior, Tensor]:
+def scheduler_seeds(request: Rollout, problem: Problem) -> list[int]:
+    """A seed for each row that the pipeline's own scheduler carries.
+
+    Raises:
+        ValueError: it is asked to start anywhere but at the grid's start, or draw ids are missing.
+    """
     if request.start != 0:
         raise ValueError(
             f"the pipeline's own scheduler starts at the grid's start, not at index {request.start}; "
             "use a transition as the solver"
         )
-    x = request.x_t
-    if len(request.draws) != len(x):
-        raise ValueError(
-            f"a roll-out of {len(x)} rows needs {len(x)} draw ids, got {request.draws}"
-        )
-    seeds = [problem.streams.integer("scheduler", draw, 0) for draw in request.draws]
+    rows = len(request.x_t)
+    if len(request.draws) != rows:
+        raise ValueError(f"a roll-out of {rows} rows needs {rows} draw ids, got {request.draws}")
+    return [problem.streams.integer("scheduler", draw, 0) for draw in request.draws]
+
+
+def _by_scheduler(
+    request: Rollout, problem: Problem, model: Model, conditioning: Any
+) -> Generator[Denoise, Posterior, Tensor]:
+    x, seeds = request.x_t, scheduler_seeds(request, problem)
     run = model.scheduler_run(conditioning, request.draws, seeds)
     for index, t in enumerate(run.times):
         posterior = yield Denoise(x, t, request.keep_graph)

@@ -55,6 +55,7 @@ class Needs:
     posterior_mean: bool = False
     any_rows: bool = False
     density: bool = False  #: a fixed target: refuses rewards that depend on the set (mean rank)
+    denoises: bool = True  #: steps of its own, beside roll-outs by the pipeline's own scheduler
 
     def __or__(self, other: Needs) -> Needs:
         """What either of two parts of a search needs."""

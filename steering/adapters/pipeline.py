@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +15,15 @@ from steering.adapters.checks import (
     check_call,
     check_pipeline,
     check_prompts,
-    signature_of,
 )
 from steering.adapters.conditioning import Encoder, Handle, Pair
 from steering.adapters.decode import Decoder, Tail
 from steering.adapters.learn import learn
+from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule
 from steering.model import Abilities, Meaning, Stage
-from steering.planning import source_name
 from steering.prediction import Posterior, posterior_of
 from steering.schedulers import grid_of, prediction_of, time_at, training_interpolant
 from steering.times import Time, TimeGrid
@@ -59,6 +57,9 @@ class PipelineModel:
         pipe: the pipeline.
         call: its arguments shared by all prompts.
     """
+
+    door = "replay"  #: how the pipeline is entered
+    reason = ""  #: why by no better door
 
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
         check_pipeline(pipe)
@@ -110,22 +111,7 @@ class PipelineModel:
 
         Arguments at their defaults and the output type do not change it.
         """
-        source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed").rstrip("/")
-        defaults = signature_of(self.pipe)
-        told = {
-            k: v if isinstance(v, int | float | str | list | tuple) else type(v).__name__
-            for k, v in sorted(self._call.items())
-            if k != "output_type" and v is not None and v != defaults[k]
-        }
-        parts = [
-            type(self.pipe).__name__,
-            source_name(source),
-            type(self.pipe.scheduler).__name__,
-            str(self.scheduler_calls()),
-            "x".join(map(str, self.shape)),
-            *([hashlib.blake2b(repr(told).encode(), digest_size=4).hexdigest()] if told else []),
-        ]
-        return ":".join(parts)
+        return model_name(self.pipe, self._call, self.scheduler_calls(), self.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
