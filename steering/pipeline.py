@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steering.adapters import PipelineModel, adapt
 from steering.adapters.cheap_decode import CheapDecode
+from steering.adapters.fingerprint import fingerprint
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
@@ -260,7 +261,7 @@ class SteeredPipeline:
         parts = [(k, id(part)) for k, part in getattr(self.pipe, "components", {}).items()]
         where = getattr(self.pipe, "device", None), getattr(self.pipe, "dtype", None)
         scheduler = getattr(getattr(self.pipe, "scheduler", None), "config", None)
-        key = repr((sorted(call.items()), parts, where, scheduler))
+        key = fingerprint((sorted(call.items()), parts, where, scheduler))
         if key not in self._models:
             self._models[key] = adapt(self.pipe, call=call).look_by(self.guesses)
         return self._models[key]

@@ -1,0 +1,131 @@
+"""Noise search keeps the user's scheduler; step-wise searches walk its grid with our transitions."""
+
+import diffusers
+import pytest
+import torch
+from as_found import state_of
+
+from rewards import PythonFunction
+from samplers import BestOfN, FKSteering
+from steering.pipeline import SteeredPipeline
+from steering.strength import Strength
+
+PROMPTS = ["a red ring", "two blue cube on the left"]
+BRIGHT = PythonFunction(lambda images, prompts: images.mean((1, 2, 3)))
+SD = {"num_inference_steps": 4}
+FLOW = {"num_inference_steps": 4, "height": 16, "width": 16}
+
+#: On the tiny Stable Diffusion: class and options beside the usual betas.
+DISCRETE = {
+    "DDIM": ("DDIMScheduler", {"clip_sample": False}),
+    "DDIM clipped": ("DDIMScheduler", {"clip_sample": True}),
+    "DDPM": ("DDPMScheduler", {"clip_sample": False}),
+    "DDPM trailing": (
+        "DDPMScheduler",
+        {"clip_sample": False, "timestep_spacing": "trailing"},
+    ),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "PNDM Runge-Kutta": ("PNDMScheduler", {"skip_prk_steps": False}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "Euler v": ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "DPM multistep": ("DPMSolverMultistepScheduler", {}),
+    "DPM multistep third order": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "DPM multistep SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM single-step": ("DPMSolverSinglestepScheduler", {}),
+    "DPM single-step SDE": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "LMS": ("LMSDiscreteScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+    "SA": ("SASolverScheduler", {}),
+    "KDPM2": ("KDPM2DiscreteScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+    "TCD": ("TCDScheduler", {}),
+}
+FLOWS = {
+    "flow Euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow Euler shift": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "flow Euler dynamic": ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+    "flow Euler stochastic": (
+        "FlowMatchEulerDiscreteScheduler",
+        {"stochastic_sampling": True},
+    ),
+    "flow Euler Karras": ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "flow Heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "flow Heun shift": ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+    "flow LCM": ("FlowMatchLCMScheduler", {"shift": 3.0}),
+    "flow DPM": (
+        "DPMSolverMultistepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+    ),
+    "flow UniPC": (
+        "UniPCMultistepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+    ),
+}
+#: No grid of (alpha, sigma), and what is said.
+REFUSED = {
+    "EDMEulerScheduler": ({}, "unknown convention"),
+    "EDMDPMSolverMultistepScheduler": ({}, "unknown convention"),
+    "IPNDMScheduler": ({}, "does not say what"),
+    "KDPM2AncestralDiscreteScheduler": ({}, "belie"),
+}
+
+
+def made(tiny, name):
+    """A tiny pipeline with the scheduler, and the arguments of its calls."""
+    if name in DISCRETE:
+        kind, options = DISCRETE[name]
+        return tiny.sd(getattr(diffusers, kind)(**tiny.SD_BETAS, **options)), SD
+    kind, options = FLOWS[name]
+    family = tiny.flux if "dynamic" in name or "LCM" in name else tiny.sd3
+    return family(scheduler=getattr(diffusers, kind)(**options)), FLOW
+
+
+def generators():
+    """One for each picture, so that stochastic schedulers go on with them."""
+    return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+
+
+@pytest.mark.parametrize("name", [*DISCRETE, *FLOWS])
+def test_noise_search_keeps_the_scheduler(tiny, name):
+    pipe, call = made(tiny, name)
+    expected = pipe(prompt=list(PROMPTS), generator=generators(), output_type="pt", **call)[0]
+    before, scheduler = state_of(pipe), pipe.scheduler
+    steered = SteeredPipeline(pipe, sampler=BestOfN(1), reward=BRIGHT, seed=0)
+    found = steered(PROMPTS, generator=generators(), output_type="pt", **call).images
+    assert float((found - expected).abs().max()) < 1e-4
+    assert pipe.scheduler is scheduler
+    assert state_of(pipe) == before
+
+
+@pytest.mark.parametrize("name", [*DISCRETE, *FLOWS])
+def test_a_search_by_steps_walks_the_schedulers_grid(tiny, name):
+    pipe, call = made(tiny, name)
+    before = state_of(pipe)
+    search = FKSteering(3, start=2, every=1)
+    steered = SteeredPipeline(
+        pipe, sampler=search, reward=BRIGHT, strength=Strength(1.0, "raw"), seed=0
+    )
+    out = steered(PROMPTS[:1], output_type="pt", **call)
+    steps = steered.model(output_type="pt", **call).grid.steps
+    assert out.steering.usage.nfe == 3 * steps
+    assert bool(out.images.isfinite().all())
+    assert steered.plan(PROMPTS[:1], **call)["nfe"] == out.steering.usage.nfe
+    assert state_of(pipe) == before
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("search", [FKSteering(2, start=1)])
+def test_what_has_no_grid_is_refused_by_name(tiny, name, search):
+    options, reason = REFUSED[name]
+    pipe = tiny.sd(getattr(diffusers, name)(**options))
+    before = state_of(pipe)
+    steered = SteeredPipeline(
+        pipe, sampler=search, reward=BRIGHT, strength=Strength(1.0, "raw"), seed=0
+    )
+    with pytest.raises(ValueError, match=rf"{name} .*{reason}.*; supported are DDIM, DDPM, PNDM"):
+        steered(PROMPTS[:1], **SD)
+    assert state_of(pipe) == before
