@@ -348,6 +348,18 @@ def test_pictures_of_many_numbers_are_told_apart(tiny):
     agree(pipe, {**SD, "ip_adapter_image": b}, without=first, steered=steered)
 
 
+def test_offloaded_networks_go_back_after_an_error(sd, monkeypatch):
+    order = []
+    free = type(sd).maybe_free_model_hooks
+    monkeypatch.setattr(type(sd), "maybe_free_model_hooks", lambda p: (order.append(1), free(p)))
+    hook = sd.vae.decoder.register_forward_hook(lambda *_: order.append(0))
+    broken = SteeredPipeline(sd, sampler=BestOfN(1), reward=FunctionReward(fail), seed=0)
+    with pytest.raises(SteeringFailed):
+        broken(PROMPTS, **SD)
+    hook.remove()
+    assert order[-2:] == [0, 1]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["sd", "flux"])
 @pytest.mark.parametrize("how", ["model", "sequential"])
