@@ -14,6 +14,9 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from rewards import PythonFunction
 from samplers import BestOfN
+from steering.adapters import Refusal
+from steering.adapters.fingerprint import fingerprint
+from steering.adapters.leaves import row_leaf
 from steering.pipeline import SteeredPipeline
 from steering.report import SteeringFailed
 
@@ -335,6 +338,41 @@ def test_pooled_embeddings_are_refused_too(tiny):
     steered = SteeredPipeline(tiny.flux(), sampler=BestOfN(1), reward=BRIGHT, seed=0)
     with pytest.raises(TypeError, match=r"pooled_prompt_embeds.*as texts"):
         steered(PROMPTS, **FLUX, pooled_prompt_embeds=torch.zeros(2, 16))
+
+
+def test_fingerprints():
+    a = torch.arange(5000.0).reshape(50, 100)
+    b = a.clone()
+    b[25, 50] += 1
+    assert repr(a) == repr(b)
+    picture, other = PICTURE.copy(), PICTURE.copy()
+    other.putpixel((3, 3), (1, 2, 3))
+    values = [a, b, a.double(), a.reshape(100, 50), a.numpy(), b.numpy(), picture, other]
+    values += [[a, b], (a, b), [b, a], {"x": a}, {"x": b}, {"y": a}, 1, 1.0, "1", None, True]
+    values += [torch.tensor(1.0), torch.tensor([1.0]), torch.zeros(0)]
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint({"x": [a, picture]}) == fingerprint({"x": [a.clone(), PICTURE.copy()]})
+    assert fingerprint(a.t()) == fingerprint(a.t().contiguous())
+    half = a.bfloat16()
+    assert fingerprint(half) == fingerprint(half.clone()) != fingerprint(half + 1)
+
+
+def test_lists_whose_entries_follow_the_batch_split_and_join():
+    def listed(rows):
+        follows = torch.arange(2.0 * rows * 3).reshape(2 * rows, 3)
+        return [follows, follows + 100]
+
+    leaf = row_leaf(0, "x", listed(2), listed(4), 2, 2)
+    pieces = leaf.split(listed(3), 3)
+    for found, wanted in zip(leaf.join(pieces), listed(3), strict=True):
+        assert torch.equal(found, wanted)
+    first, _ = leaf.join([pieces[2], pieces[0]])
+    assert torch.equal(first, listed(3)[0][[2, 0, 5, 3]])
+    constant = row_leaf(0, "x", [torch.ones(2, 1), "a"], [torch.ones(4, 1), "a"], 1, 2)
+    assert constant.parts[1] is None
+    assert constant.join(constant.split([torch.ones(2, 1), "a"], 2))[1] == "a"
+    with pytest.raises(Refusal, match="holds 1 entries, not 2"):
+        leaf.split(listed(3)[:1], 3)
 
 
 def test_pictures_of_many_numbers_are_told_apart(tiny):

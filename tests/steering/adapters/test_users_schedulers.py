@@ -20,6 +20,7 @@ FLOW = {"num_inference_steps": 4, "height": 16, "width": 16}
 DISCRETE = {
     "DDIM": ("DDIMScheduler", {"clip_sample": False}),
     "DDIM clipped": ("DDIMScheduler", {"clip_sample": True}),
+    "DDIM parallel": ("DDIMParallelScheduler", {"clip_sample": False}),
     "DDPM": ("DDPMScheduler", {"clip_sample": False}),
     "DDPM trailing": (
         "DDPMScheduler",
@@ -76,6 +77,7 @@ REFUSED = {
     "EDMDPMSolverMultistepScheduler": ({}, "unknown convention"),
     "IPNDMScheduler": ({}, "does not say what"),
     "KDPM2AncestralDiscreteScheduler": ({}, "belie"),
+    "DPMSolverSDEScheduler": ({}, "evaluates at levels that it does not list"),
 }
 
 
@@ -156,6 +158,8 @@ def test_a_search_by_steps_walks_the_schedulers_grid(tiny, name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_grid_is_refused_by_name(tiny, name):
     options, reason = REFUSED[name]
+    if name == "DPMSolverSDEScheduler":
+        pytest.importorskip("torchsde")
     pipe = tiny.sd(getattr(diffusers, name)(**options))
     before = state_of(pipe)
     steered = SteeredPipeline(
