@@ -114,6 +114,19 @@ def test_a_lora_of_the_denoiser_is_live(sd, plain, lora):
     assert steered.model(**SD, output_type="pt") is learned
 
 
+def test_a_lora_on_flux(tiny):
+    pipe = tiny.flux()
+    steered = SteeredPipeline(pipe, sampler=BestOfN(1), reward=BRIGHT, seed=0)
+    before = agree(pipe, FLUX, steered=steered)
+    torch.manual_seed(1)
+    pipe.transformer.add_adapter(lora_config("to_q", "to_k", "to_v"), adapter_name="mine")
+    on = agree(pipe, FLUX, without=before, steered=steered)
+    pipe.set_adapters("mine", 0.3)
+    agree(pipe, FLUX, without=on, steered=steered)
+    pipe.disable_lora()
+    assert far(agree(pipe, FLUX, steered=steered), before) < 1e-5
+
+
 def test_a_lora_of_a_text_encoder_needs_a_reset(sd, plain):
     steered = SteeredPipeline(sd, sampler=BestOfN(1), reward=BRIGHT, seed=0)
     before = steered(PROMPTS, output_type="pt", **SD).images
@@ -235,6 +248,14 @@ def test_arguments(tiny, name):
     before = own(pipe, {**base, **without})
     call = {**base, **call}
     agree(pipe, call, without=before if before.shape == own(pipe, call).shape else None)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_negative_prompts_and_sizes_elsewhere(tiny, family):
+    pipe = getattr(tiny, family)()
+    call = {**FLUX, "height": 32, "width": 24}
+    before = own(pipe, call)
+    agree(pipe, {**call, "negative_prompt": "green cat", "guidance_scale": 4.0}, without=before)
 
 
 def test_distilled_guidance(tiny):
