@@ -81,6 +81,26 @@ REFUSED = {
 }
 
 
+#: Variants of what is tested already.
+SLOW = (
+    "DDIM clipped",
+    "DDIM parallel",
+    "DDPM trailing",
+    "Euler Karras",
+    "DPM multistep third order",
+    "DPM single-step SDE",
+    "flow Euler",
+    "flow Euler Karras",
+    "flow Heun",
+)
+
+
+def cases(but):
+    """All schedulers but some; variants are slow tests."""
+    names = [name for name in (*DISCRETE, *FLOWS) if name not in but]
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+
+
 def made(tiny, name):
     """A tiny pipeline with the scheduler, and the arguments of its calls."""
     if name in DISCRETE:
@@ -96,7 +116,7 @@ def generators():
     return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
 
 
-@pytest.mark.parametrize("name", [n for n in (*DISCRETE, *FLOWS) if n not in UNSEEDED])
+@pytest.mark.parametrize("name", cases(UNSEEDED))
 def test_noise_search_keeps_the_scheduler(tiny, name):
     pipe, call = made(tiny, name)
     expected = pipe(prompt=list(PROMPTS), generator=generators(), output_type="pt", **call)[0]
@@ -138,7 +158,7 @@ def test_searches_that_read_guesses_as_means_refuse_consistency_maps(tiny, name)
         steered(PROMPTS[:1], **call)
 
 
-@pytest.mark.parametrize("name", [n for n in (*DISCRETE, *FLOWS) if n not in CONSISTENCY])
+@pytest.mark.parametrize("name", cases(CONSISTENCY))
 def test_a_search_by_steps_walks_the_schedulers_grid(tiny, name):
     pipe, call = made(tiny, name)
     pipe(prompt=list(PROMPTS), **call)  # text encoders hook themselves when they are first called
