@@ -58,7 +58,10 @@ class SteeredRun:
 
     def results(self) -> Iterator[JobResult]:
         """Run; yields each result as it finishes, failed ones included."""
-        return self.engine.run(self.jobs)
+        try:
+            yield from self.engine.run(self.jobs)
+        finally:  # networks that the user offloads are left where the pipeline's own call leaves them
+            self.model.pipe.maybe_free_model_hooks()
 
     def report(self, results: Sequence[JobResult]) -> SteeringReport:
         """The results in the order of the jobs, and what all of them spent."""

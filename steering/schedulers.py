@@ -61,6 +61,8 @@ def prediction_of(scheduler: Any) -> Prediction:
     stated = getattr(scheduler.config, "prediction_type", None)
     if stated is None and is_flow(scheduler):
         return "flow_prediction"
+    if stated is None:
+        raise UnsupportedScheduler(scheduler, "does not say what its network predicts")
     kind = known_prediction(str(stated))
     if kind == "flow_prediction" and not is_flow(scheduler):
         raise UnsupportedScheduler(

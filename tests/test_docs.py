@@ -51,7 +51,9 @@ def shortened(code):
     return code.replace("sampler=...", "sampler=sampler").replace("nfe=80", "nfe=40")
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=ids)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs" / "pipelines.md", *PAGES], ids=ids
+)
 def test_examples_run(page, given, capsys):
     found = blocks(page, "python")
     assert found
@@ -90,7 +92,9 @@ def test_every_configuration_is_named_in_the_index_and_on_its_page():
         assert f"--sampler {name} " in (ROOT / "docs" / "samplers" / f"{name}.md").read_text()
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=ids)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs" / "pipelines.md", *PAGES], ids=ids
+)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / link).exists(), link

@@ -38,7 +38,10 @@ def networks_of(pipe: Any) -> dict[str, nn.Module]:
 
 @contextmanager
 def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterator[Any]:
-    """A shallow copy of the pipeline with some parts replaced; the original stays as it was."""
+    """A shallow copy of the pipeline with some parts replaced; the original stays as it was.
+
+    So do the global generators, from which some pipelines let their schedulers draw.
+    """
     twin = copy.copy(pipe)
     twin.__dict__.update(parts)
     twin.__dict__.update(
@@ -48,8 +51,10 @@ def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterato
     )
     vae = getattr(pipe, "vae", None)
     dtype = getattr(vae, "dtype", None)
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        yield twin
+        with torch.random.fork_rng(devices=cards):
+            yield twin
     finally:
         if vae is not None and getattr(vae, "dtype", None) != dtype:  # upcast, then interrupted
             vae.to(dtype=dtype)

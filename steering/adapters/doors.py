@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 
 from steering.adapters.black_box import BlackBoxModel
 from steering.adapters.checks import Refusal, check_call, check_pipeline
+from steering.adapters.fingerprint import fingerprint
 from steering.adapters.pipeline import PipelineModel
 
 #: Doors that can be asked for.
@@ -72,14 +72,4 @@ def key_of(pipe: Any, call: Mapping[str, Any]) -> str:
     parts = [(name, id(part)) for name, part in getattr(pipe, "components", {}).items()]
     where = getattr(pipe, "device", None), getattr(pipe, "dtype", None)
     scheduler = getattr(getattr(pipe, "scheduler", None), "config", None)
-    told = [(name, _told(value)) for name, value in sorted(call.items())]
-    return repr((told, parts, where, scheduler))
-
-
-def _told(value: Any) -> Any:
-    """What tells an argument from another; an array by which it is, as its text leaves out most."""
-    if isinstance(value, list | tuple):
-        return [_told(entry) for entry in value]
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return type(value).__name__, id(value), getattr(value, "_version", 0)
-    return value
+    return fingerprint((sorted(call.items()), parts, where, scheduler))

@@ -85,11 +85,14 @@ class RowLeaf:
         index: its place among the call's values.
         blocks: how often the batch is repeated in the call.
         dim: the tensor's dimension that follows the batch; None for a Python list of entries.
+        parts: for a list of fixed length (one entry an image prompt, say) whose entries follow the
+            batch themselves: how each does, None for one that does not.
     """
 
     index: int
     blocks: int
     dim: int | None = 0
+    parts: tuple[RowLeaf | None, ...] | None = None
 
     def split(self, value: Any, rows: int) -> list[Piece]:
         """Each row's piece of the argument.
@@ -99,6 +102,8 @@ class RowLeaf:
         """
         if value is None:
             return [None] * rows
+        if self.parts is not None:
+            return self._split_parts(value, rows)
         size = len(value) if self.dim is None else value.shape[self.dim]
         if size == 0 or size % (self.blocks * rows):
             raise Refusal(f"an argument of the network holds {size} entries for {rows} prompts")
@@ -112,9 +117,25 @@ class RowLeaf:
         """The argument for rows with these pieces; inverse of :meth:`split`."""
         if pieces[0] is None:
             return None
+        if self.parts is not None:
+            columns = zip(self.parts, zip(*pieces, strict=True), strict=True)
+            return [part.join(column) if part else column[0] for part, column in columns]
         if self.dim is None:
             return [piece[b] for b in range(self.blocks) for piece in pieces]
         return torch.stack(list(pieces), 1).flatten(0, 2).movedim(0, self.dim)
+
+    def _split_parts(self, value: Sequence[Any], rows: int) -> list[Piece]:
+        assert self.parts is not None
+        if len(value) != len(self.parts):
+            raise Refusal(
+                f"a list argument of the network holds {len(value)} entries, not {len(self.parts)} "
+                "as it was learned"
+            )
+        columns = [
+            part.split(entry, rows) if part else [entry] * rows
+            for part, entry in zip(self.parts, value, strict=True)
+        ]
+        return [list(row) for row in zip(*columns, strict=True)]
 
 
 def row_leaf(
@@ -138,6 +159,11 @@ def row_leaf(
         return RowLeaf(index, blocks, None)
     if same(small, large):
         return None
+    if lists and len(small) == len(large):
+        pairs = zip(small, large, strict=True)
+        return RowLeaf(
+            index, blocks, parts=tuple(row_leaf(index, name, a, b, blocks, rows) for a, b in pairs)
+        )
     raise Refusal(
         f"the network's argument {name} changes with the number of prompts, but not as one entry a "
         "prompt; this pipeline cannot be replayed"

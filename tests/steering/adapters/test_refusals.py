@@ -1,6 +1,5 @@
 """What cannot be replayed is refused with its reason, and the user's pipeline is left as found."""
 
-import copy
 import itertools
 
 import diffusers
@@ -8,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from as_found import state_of
 
 from steering.adapters import Refusal, adapt
 from steering.model import Stage
@@ -15,24 +15,6 @@ from steering.model import Stage
 CALL = {"num_inference_steps": 3}
 PICTURE = PIL.Image.fromarray(np.full((16, 16, 3), 90, dtype=np.uint8))
 FLUX = {"num_inference_steps": 3, "height": 16, "width": 16}
-
-
-def state_of(pipe):
-    """Everything of a pipeline that a careless adapter might change."""
-    modules = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
-    scheduler = {k: str(v) for k, v in pipe.scheduler.__dict__.items()}
-    return {
-        "parts": {name: id(value) for name, value in pipe.__dict__.items()},
-        "config": copy.deepcopy(dict(pipe.config)),
-        "scheduler": scheduler,
-        "hooks": {
-            n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in modules.items()
-        },
-        "dtype": {n: next(m.parameters()).dtype for n, m in modules.items()},
-        "random": torch.get_rng_state().tolist(),
-        "grad": torch.is_grad_enabled(),
-        "training": {n: m.training for n, m in modules.items()},
-    }
 
 
 def test_the_pipeline_is_left_as_found(tiny):

@@ -210,7 +210,7 @@ def perturbed_attention() -> Any:
     )
 
 
-def sd3() -> Any:
+def sd3(scheduler: Any = None) -> Any:
     torch.manual_seed(0)
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
@@ -226,7 +226,7 @@ def sd3() -> Any:
     )
     return diffusers.StableDiffusion3Pipeline(
         transformer=lively(transformer),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(shift_factor=0.06, scaling_factor=1.5),
         text_encoder=CLIPTextModelWithProjection(clip_config()).eval(),
         tokenizer=tokenizer(),
