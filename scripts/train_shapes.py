@@ -5,6 +5,9 @@
     python scripts/train_shapes.py evaluate  # every figure of the model card
     python scripts/train_shapes.py card      # MODEL_CARD.md from those figures
 
+    python scripts/train_shapes.py clip --seed 1 --out outputs/second --work outputs/second/work
+
+The last trains a second, independent clip to judge by, `CLIPScore("outputs/second/shapes-clip")`.
 Several commands, run in the order given, share one set of pictures. Training ends after a number of
 steps or seconds and goes on from its checkpoint in --work if asked for more. `--tiny` shrinks
 everything until it runs on a CPU in seconds, for tests.

@@ -78,7 +78,7 @@ def particles(
     def make(nfe: int, steps: int) -> Search:
         k = candidates(nfe, steps)
         islands = 1 if children is None else max(k // children, 1)
-        return kind(particles=k, islands=islands, returns="best", **settings)
+        return kind(particles=k, islands=islands, **{"returns": "best", **settings})
 
     return make
 
@@ -187,10 +187,12 @@ _PARTICLES: dict[str, tuple[Any, ...]] = {
     "svdd": (SVDD,),
     "code": (CoDe, 4),
 }
+_DRAWN = ("fk", "svdd")
 #: Searches by family, made for a number of denoiser calls a prompt on a grid of so many steps. What
 #: the calls do not fill is left: the counted NFE are what was spent. A further one is one more entry.
 #: Stochastic ones walk by DDIM(1) on the pipeline's own grid; ``-sde`` by the flow SDE, whose samples
 #: of a rectified flow are better at few steps; ``-vp`` by DDIM(1) along the variance-preserving path.
+#: ``-draw`` returns a draw by weight in place of the best by reward.
 FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "base": lambda nfe, steps: BestOfN(1),
     "best-of-n": best_of,
@@ -199,6 +201,12 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     **{name: particles(*kind) for name, kind in _PARTICLES.items()},
     **{f"{name}-sde": particles(*k, transition=FlowSDE()) for name, k in _PARTICLES.items()},
     **{f"{name}-vp": particles(*k, path=VP_PATH) for name, k in _PARTICLES.items()},
+    **{f"{n}-draw": particles(*_PARTICLES[n], returns="draw") for n in _DRAWN},
+    **{
+        f"{n}-draw-sde": particles(*_PARTICLES[n], returns="draw", transition=FlowSDE())
+        for n in _DRAWN
+    },
+    "dts-draw": lambda nfe, steps: DTS(rollouts=None, nfe=nfe, returns="draw"),
     "adaptive": lambda nfe, steps: AdaptiveBestOfN(candidates(nfe, steps)),
     "halving": halving,
     "dlbs": beams,

@@ -70,6 +70,9 @@ def test_families_are_made_as_published(embedded):
     assert embedded.search_named("best-of-n-ddim", 250, STEPS).solver.stochastic
     assert type(embedded.search_named("svdd-sde", 250, STEPS).transition).__name__ == "FlowSDE"
     assert embedded.search_named("fk-vp", 250, STEPS).path is not None
+    for name in ("fk", "svdd", "fk-draw", "svdd-draw", "fk-draw-sde", "dts-draw"):
+        wanted = "draw" if "draw" in name else "best"
+        assert embedded.search_named(name, 250, STEPS).returns == wanted
 
 
 def test_names_with_a_number_of_candidates_bring_their_own_budget(embedded):
