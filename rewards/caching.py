@@ -6,7 +6,7 @@ import hashlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,23 @@ class Bounded(OrderedDict[Key, Value]):
         self.move_to_end(key)
         while len(self) > self.size:
             self.popitem(last=False)
+
+    def filled(
+        self, keys: Sequence[Key], make: Callable[[list[int]], Sequence[Value]]
+    ) -> list[Value]:
+        """The value of each key, also where they are more than fit.
+
+        Args:
+            keys: what is asked for; repeated ones are made once.
+            make: values of the unknown ones, from their places in ``keys``.
+        """
+        found = {key: self[key] for key in keys if key in self}
+        fresh = {key: place for place, key in enumerate(keys) if key not in found}
+        if fresh:
+            found |= dict(zip(fresh, make(list(fresh.values())), strict=True))
+        for key, value in found.items():
+            self[key] = value
+        return [found[key] for key in keys]
 
 
 _LOADED: MutableMapping[Hashable, Any] = weakref.WeakValueDictionary()

@@ -105,18 +105,15 @@ class JSONJudge(RewardModel):
         """
         pictures = levels(media)
         keys = [(digest(p), question) for p, question in zip(pictures, features, strict=True)]
-        fresh = {key: row for row, key in enumerate(keys) if key not in self._known}
-        found = {key: self._known[key] for key in keys if key in self._known}
-        if fresh:
-            rows = list(fresh.values())
-            questions = [features[row] for row in rows]
-            told = self.judge.answers(pictures[rows], questions, self.max_new_tokens)
-            for key, answer in zip(fresh, told, strict=True):
-                found[key] = self._marks(answer)
-        for key, value in found.items():
-            self._known[key] = value
+
+        def make(rows: list[int]) -> list[dict[str, float]]:
+            asked_of = [features[row] for row in rows]
+            told = self.judge.answers(pictures[rows], asked_of, self.max_new_tokens)
+            return [self._marks(answer) for answer in told]
+
+        marks = self._known.filled(keys, make)
         columns = {
-            name: torch.tensor([found[key][name] for key in keys], device=media.device)
+            name: torch.tensor([mark[name] for mark in marks], device=media.device)
             for name in self.fields
         }
         spans = self.fields.items()

@@ -89,18 +89,15 @@ class VQAScore(RewardModel):
         """Probabilities ``(B,)``."""
         pictures = levels(media)
         keys = [(digest(p), question) for p, question in zip(pictures, features, strict=True)]
-        fresh = {key: row for row, key in enumerate(keys) if key not in self._known}
-        found = {key: self._known[key] for key in keys if key in self._known}
-        if fresh:
-            rows = list(fresh.values())
+
+        def make(rows: list[int]) -> list[float]:
             log_p = self.judge.next_words(pictures[rows], [features[row] for row in rows])
             yes = log_p[:, self._yes].logsumexp(-1)
             if self.against == "no":
                 yes = yes - torch.logaddexp(yes, log_p[:, self._no].logsumexp(-1))
-            found |= dict(zip(fresh, yes.exp().clamp(max=1.0).tolist(), strict=True))
-        for key, value in found.items():
-            self._known[key] = value
-        return torch.tensor([found[key] for key in keys], device=media.device)
+            return yes.exp().clamp(max=1.0).tolist()
+
+        return torch.tensor(self._known.filled(keys, make), device=media.device)
 
 
 def asked(question: str, item: Item) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.initial import InitialNoise, Prior, at_least_one, together
+from samplers.pool import joined
 from samplers.potentials import tilt
 from samplers.walks import Walk, regenerated, renoised, walked
 from steering.cost import Cost
@@ -218,7 +219,7 @@ class Metropolis(Search):
         self, problem: Problem, recorded: list[tuple[Tensor, Scores]], complete: bool
     ) -> Outcome:
         x_0 = torch.cat([x for x, _ in recorded])
-        scores = _joined([s for _, s in recorded])
+        scores = joined([s for _, s in recorded])
         if self.returns == "draw":
             chosen = [int(float(problem.streams.uniform("selection", 0, 0, 1)) * len(x_0))]
         else:
@@ -242,8 +243,3 @@ def _best(x_0: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
 
 def _better(a: tuple[Tensor, Scores], b: tuple[Tensor, Scores]) -> tuple[Tensor, Scores]:
     return b if float(b[1].total) > float(a[1].total) else a
-
-
-def _joined(parts: list[Scores]) -> Scores:
-    columns = {c: torch.cat([p.columns[c] for p in parts]) for c in parts[0].columns}
-    return Scores(torch.cat([p.total for p in parts]), columns)
