@@ -41,15 +41,15 @@ def search_plot(entries: Sequence[Entry], path: Path) -> None:
     """
     plain = [e for e in entries if e.equal_seconds is None]
     groups = _grouped(plain)
-    size = (5.2 * len(groups), 3.4 * len(ROWS) + 0.5)
+    size = (5.2 * len(groups), 3.4 * len(ROWS) + 1.5)
     figure, axes = plt.subplots(len(ROWS), len(groups), figsize=size, sharey="row", squeeze=False)
     for line, (measure, by) in zip(axes, ROWS, strict=True):
         for axis, (title, names) in zip(line, groups.items(), strict=True):
             _panel(axis, plain, names, measure, by)
             axis.set_title(title, fontsize=10)
-        line[0].set_ylabel(f"{measure}")
-    for axis in axes[0]:
-        axis.legend(fontsize=7, ncol=2, loc="lower right")
+        line[0].set_ylabel(measure)
+    for axis in axes[-1]:
+        axis.legend(fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.suptitle(f"{entries[0].setting.model}: 95 % intervals over prompts", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 0.99))
     save(figure, path)

@@ -48,9 +48,9 @@ def exactness_tables(rows: Sequence[Row]) -> str:
     if not cells:
         return ""
     counts = sorted({k for _, k, _ in cells} | set(PARTICLES))
-    parts = ["### Distance of the mode masses to the exact law\n", DISTANCES]
+    parts = ["### Beside the best correct sampler known\n", BEST, beside_best(cells)]
+    parts += ["### Distance of the mode masses to the exact law\n", DISTANCES]
     parts += [f"k = {k}:\n\n{_by_problem(cells, k, _distance, known=True)}" for k in counts]
-    parts += ["### Beside the best correct sampler known\n", BEST, beside_best(cells)]
     parts += ["### Normalising constant and independent samples\n", EVIDENCE]
     parts += [f"k = {k}:\n\n{_by_problem(cells, k, _evidence)}" for k in counts]
     return "\n".join(parts)

@@ -26,6 +26,7 @@ class Reach:
         fewer: denoiser calls of the target over those of the search, and its interval.
         faster: the same of seconds.
         at_least: whether the smallest measured budget reaches it, so that the costs are upper bounds.
+        most: the largest measured denoiser calls of the search.
     """
 
     costs: Mapping[str, float]
@@ -33,6 +34,7 @@ class Reach:
     fewer: tuple[float, Span | None]
     faster: tuple[float, Span | None]
     at_least: bool
+    most: float
 
 
 class Curve:
@@ -154,6 +156,7 @@ def _reach(
         fewer=ratio("nfe"),
         faster=ratio("seconds"),
         at_least=reached and bool(point[0] <= curve.log_nfe[0]),
+        most=float(np.exp(curve.log_nfe[-1])),
     )
 
 
@@ -188,7 +191,17 @@ def reach_table(entries: Sequence[Entry], n: int, measure: str) -> str:
     head = ["sampler", *(TITLES[c] for c in COSTS), "seconds", "95 % of NFE"]
     head += ["times fewer NFE", "times less time"]
     lines = [[f"`{s}`", *_cells(r)] for s, r in ordered if r is not None]
-    return told + table(head, lines)
+    return told + table(head, lines) + _best({s: r for s, r in ordered if r is not None})
+
+
+def _best(found: Mapping[str, Reach]) -> str:
+    """Which searches need the fewest calls and the least time."""
+    parts = []
+    for what, key in (("fewer NFE", "fewer"), ("less time", "faster")):
+        name = max(found, key=lambda s: getattr(found[s], key)[0])
+        sign = "at least " if found[name].at_least else ""
+        parts.append(f"{sign}{_ratio(*getattr(found[name], key))} times {what} (`{name}`)")
+    return f"\nMost: {parts[0]}; {parts[1]}.\n"
 
 
 def _target(reference: Sequence[Entry], nfe: float, measure: str) -> float:
@@ -198,9 +211,11 @@ def _target(reference: Sequence[Entry], nfe: float, measure: str) -> float:
 
 def _cells(found: Reach) -> list[str]:
     sign = "≤ " if found.at_least else ""
-    ends = "-" if found.nfe is None else " to ".join(_end(v) for v in found.nfe)
+    ends = "-"
+    if found.nfe is not None and math.isfinite(found.nfe[0]):
+        ends = " to ".join(_end(v) for v in found.nfe)
     if not found.costs:
-        return ["not reached", *["-"] * len(COSTS), ends, "-", "-"]
+        return [f"not by {number(found.most, 0)}", *["-"] * len(COSTS), ends, "-", "-"]
     cells = [sign + number(found.costs[name], 0) for name in COSTS]
     cells += [sign + number(found.costs["seconds"], 3), ends]
     sign = "≥ " if found.at_least else ""

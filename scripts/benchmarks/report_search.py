@@ -22,8 +22,9 @@ MEASURES = ("accuracy", "reward")
 REACH = """\
 What each search needs to reach what best of {n} reaches, interpolated between its budgets on the scale
 of log NFE, at the first crossing; the interval resamples prompts, for the search and best of N together.
-"≤" stands where the smallest budget reaches it already. How many times fewer calls and less time: in
-units of best of {n}; an interval that begins with "-" includes not reaching it.
+"≤" stands where the smallest budget reaches it already, "not by" before the largest budget where even
+that does not. How many times fewer calls and less time are in units of best of {n}; an interval that
+begins with "-" includes not reaching it.
 """
 
 
