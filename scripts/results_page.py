@@ -174,13 +174,11 @@ def _pictures(
     entries: Sequence[Entry], page: Path, start: str, plot: Callable[[list[Entry], Path], None]
 ) -> str:
     """Plots of every setting, with the lines that show them."""
-    lines, files = [], set[str]()
+    lines, seen = [], list[str]()
     for setting in dict.fromkeys(e.setting for e in entries):
-        file = f"{start}-{setting.model}"
-        while file in files:
-            file += "-"
-        files.add(file)
-        path = page.with_name(f"{file}.png")
+        seen.append(setting.model)
+        count = seen.count(setting.model)
+        path = page.with_name(f"{start}-{setting.model}{f'-{count}' if count > 1 else ''}.png")
         plot([e for e in entries if e.setting == setting], path)
         lines.append(f"![accuracy and reward of searches on {setting.model}]({path.name})\n")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ KNOWN = {
     "rare": (0.037, 0.024, 0.006),
 }
 ERRORS = 2  #: standard errors within which a level counts as reached
+SHOWN = 3  #: missed cells that are named
 BIASED = 3  #: standard errors beyond which an estimate of Z counts as off
 DISTANCES = """\
 The first line is the best correct sampler known before, in each cell another one. Bold: not above it by
@@ -32,7 +33,8 @@ gradient that the indicator does not have.
 """
 BEST = """\
 Of the twelve cells in the plane: those in which a sampler reaches the best known (within two standard
-errors of its own), those in which it is within a factor of 2, and where it is furthest from it.
+errors of its own), those in which it is within a factor of 2, and the furthest of those that it misses,
+with k and the factor.
 """
 EVIDENCE = """\
 The mean estimate of Z in shares of the chain's own, ± its bootstrap standard error, and the number of
@@ -65,7 +67,7 @@ def known_level(problem: str, k: int) -> float | None:
 
 def reached(row: Row) -> bool:
     """Whether a cell is as good as the best known, within two standard errors."""
-    level = known_level(row["problem"], row["k"])
+    level = _level(row)
     return level is not None and row["mode_tv"] - ERRORS * row["mode_tv_se"] <= level
 
 
@@ -73,21 +75,29 @@ def beside_best(cells: Cells) -> str:
     """How many of the cells with a known level each sampler reaches, the most first."""
     lines = []
     for sampler in _samplers(cells):
-        levels = (
-            (row, known_level(problem, k)) for (s, k, problem), row in cells.items() if s == sampler
-        )
-        own = [(row, level) for row, level in levels if level is not None]
+        own = [row for (name, k, problem), row in cells.items() if name == sampler and _level(row)]
         if not own:
             continue
-        ratios = {(r["problem"], r["k"]): r["mode_tv"] / level for r, level in own}
-        worst = max(ratios, key=lambda cell: ratios[cell])
-        best = sum(reached(row) for row, _ in own)
-        near = sum(ratio <= 2 for ratio in ratios.values())
-        told = f"{number(ratios[worst], 1)} ({worst[0]}, k = {worst[1]})"
-        lines.append((f"`{sampler}`", len(own), best, near, told))
-    lines.sort(key=lambda line: (-line[2], -line[3]))
-    head = ["sampler", "measured", "best reached", "within a factor of 2", "largest ratio"]
-    return table(head, [[str(cell) for cell in line] for line in lines])
+        best = [row for row in own if reached(row)]
+        near = [row for row in own if _ratio(row) <= 2]
+        missed = sorted((row for row in own if not reached(row)), key=_ratio, reverse=True)
+        told = ", ".join(
+            f"{r['problem']} {r['k']} ({number(_ratio(r), 1)})" for r in missed[:SHOWN]
+        )
+        told += f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
+        counts = [str(len(rows)) for rows in (own, best, near)]
+        lines.append((-len(best), -len(near), [f"`{sampler}`", *counts, told or "-"]))
+    head = ["sampler", "measured", "best reached", "within a factor of 2", "missed, by this factor"]
+    return table(head, [line for *_, line in sorted(lines, key=lambda line: line[:2])])
+
+
+def _level(row: Row) -> float | None:
+    return known_level(row["problem"], row["k"])
+
+
+def _ratio(row: Row) -> float:
+    """Of the distance to that of the best known."""
+    return row["mode_tv"] / (_level(row) or math.nan)
 
 
 def _by_problem(cells: Cells, k: int, cell: Callable[[Row], str], known: bool = False) -> str:

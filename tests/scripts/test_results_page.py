@@ -217,7 +217,7 @@ def test_cells_are_set_beside_the_best_known():
         exact("bfs", "linear", 16, 0.01, z_ratio=0.5, adaptive=True),
     ]
     text = report.exactness_tables(rows)
-    assert "| `auto` | 3 | 2 | 1 | 5.0 (rare, k = 64) |" in text
+    assert "| `auto` | 3 | 2 | 1 | rare 64 (5.0) |" in text
     assert "| best known | .008 | .008 | .024 | .006 | - | - |" in text
     auto = "| `auto` | **.017 ± .005** | missing | missing | .030 ± .005 | missing | .900 ± .005 |"
     assert auto in text
@@ -280,3 +280,31 @@ def test_a_wide_range_of_budgets_has_its_own_section_and_pictures(tmp_path):
     assert "| `dts-star` | - | 4, 4, .100 | 16, 16, .400 | - |" in text
     assert "## Published orderings" not in text, "that of the few budgets"
     assert (tmp_path / "results-search-shapes-sd.png").stat().st_size > 10_000
+
+
+# ---- digits
+
+
+def test_orderings_on_digits_are_decided_over_targets():
+    claims = module("report_digits_claims")
+    hard = np.exp(np.random.default_rng(0).normal(0, 1, 10))
+    noise = np.exp(np.linspace(-0.1, 0.1, 10))
+
+    def rows(name, fd, targets=10):
+        return [
+            {"sampler": name, "budget": 1000, "target": str(i), "fd": hard[i] * fd[i]}
+            | {"fd_pooled": hard[i] * noise[i] if name == "dts" else hard[i], "fd_model": None}
+            for i in range(targets)
+        ]
+
+    level = np.ones(10)
+    dts = rows("dts", 0.5 * level)
+    text = claims.orderings(
+        [*dts, *rows("das", level), *rows("smc", level, targets=2), *rows("tds", 0.25 * level)]
+    )
+    assert "| `dts` closer than `das` | holds, .50 [.50, .50] |" in text
+    assert "| `dts` closer than `tds` | **reversed**, 2.00 [2.00, 2.00] |" in text
+    assert "| `dts` closer than `smc` | .50 [.50, .50] |" in text, "two targets decide nothing"
+    assert "| `dts` closer than `das` | open, 1.00 [.96, 1.04] |" in text, "pooled"
+    assert "model's law" not in text
+    assert claims.orderings(dts) == ""
