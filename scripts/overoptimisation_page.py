@@ -34,7 +34,8 @@ INTRO = """\
 `shapes-sd` on hard prompts; the reward `shapes-clip` is searched, the exact verifier and a second,
 independently trained clip judge. Budgets are candidates' worth of denoiser calls. In brackets are
 95 % intervals by bootstrap over prompts. `best-of-n` is the mean over all subsets of a pool of
-candidates a prompt, `rank`, `majority` and `pool-draw-S` (a draw by weight at strength S) choose in disjoint groups
+candidates a prompt; `rank`, `majority` and `pool-draw-S` (a draw by weight at strength S) choose in
+disjoint groups
 of the same pool. `rank` searches the second clip, too, so only the verifier judges it. Steered searches
 name their strength after `@`; they cover fewer prompts than the pools, so rows of searches are to be
 compared with each other, and with `best-of-n` only loosely.

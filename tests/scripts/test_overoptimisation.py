@@ -1,7 +1,13 @@
 """Figures of the over-optimisation page against small pools counted by hand."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
 from overoptimisation_page import figures_of, remedies, table
 
 
