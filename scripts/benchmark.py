@@ -9,6 +9,7 @@
     python scripts/benchmark.py decoders --json outputs/decoders.json
     python scripts/benchmark.py rewards --json outputs/rewards.json --quick
     python scripts/benchmark.py trees --json outputs/trees.json
+    python scripts/benchmark.py overoptimisation --json outputs/overoptimisation.json
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
@@ -20,6 +21,7 @@ from benchmarks import (
     exactness,
     flows,
     overhead,
+    overoptimisation,
     rewards,
     shapes,
     trees,
@@ -37,6 +39,7 @@ COMMANDS = {
     "decoders": decoders,
     "rewards": rewards,
     "trees": trees,
+    "overoptimisation": overoptimisation,
 }
 
 
