@@ -33,6 +33,8 @@ from samplers.presets import (
 )
 from samplers.rbf import RBF
 from samplers.reno import ReNO
+from samplers.repair import Repair
+from samplers.repair_state import RepairState, load_states, save_states
 from samplers.smc import SMC
 from samplers.stopping import ExpectedGain
 from samplers.store import Room
@@ -86,6 +88,8 @@ __all__ = [
     "Predicted",
     "Prior",
     "ReNO",
+    "Repair",
+    "RepairState",
     "Resampled",
     "RetainedPath",
     "Room",
@@ -98,4 +102,6 @@ __all__ = [
     "TreeState",
     "ZeNO",
     "ZeroOrder",
+    "load_states",
+    "save_states",
 ]

@@ -62,14 +62,20 @@ class PipelineEditor:
     def _check(self) -> None:
         name = type(self.pipe).__name__
         if "prompt" not in self._takes:
-            raise TypeError(f"{name} takes no prompt; an editor needs a pipeline that is told a text")
+            raise TypeError(
+                f"{name} takes no prompt; an editor needs a pipeline that is told a text"
+            )
         own = {"prompt", "image", "mask_image", "generator", "output_type", "return_dict"}
         for argument in self.call:
             if argument in own:
                 raise ValueError(f"the editor sets {argument!r} itself; leave it out of call")
             if argument not in self._takes:
-                raise TypeError(f"{name} has no argument {argument!r}; give its own keyword arguments")
-        used = {field for _, field, _, _ in string.Formatter().parse(self.wording) if field is not None}
+                raise TypeError(
+                    f"{name} has no argument {argument!r}; give its own keyword arguments"
+                )
+        used = {
+            field for _, field, _, _ in string.Formatter().parse(self.wording) if field is not None
+        }
         if not used or not used <= set(_WORDS):
             raise ValueError(
                 f"wording must hold some of {{prompt}}, {{instruction}}, {{target}} and no other "

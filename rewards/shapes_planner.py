@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from steering import shapes
 from steering.flaws import Box, Flaw
+from steering.reward import Item
 from steering.shapes.grammar import Group, Relation, Scene
 from steering.shapes.outlines import SIZE
 from steering.shapes.verify import Seen, direction
@@ -14,6 +18,22 @@ _REACH = 9.0  # half the side, in pixels, of the place for a new object
 _STEP = 3  # of the grid of places that are tried
 _CLEAR = 1.0  # pixels by which the leading direction of a relation must lead
 Point = tuple[float, float]
+
+
+class ShapesPlanner:
+    """The exact judge of the embedded world as the planner: its flaws are `find_flaws`'s."""
+
+    calls_per_row = 1
+
+    def plan(self, pictures: Tensor, items: Sequence[Item]) -> list[list[Flaw]]:
+        """See `steering.flaws.Planner`.
+
+        Raises:
+            ValueError: a prompt outside the grammar, or pictures of another size than 64 x 64.
+        """
+        scenes = [shapes.parse(item.prompt) for item in items]
+        seen = shapes.see(pictures)
+        return [find_flaws(scene, objects) for scene, objects in zip(scenes, seen, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,8 @@ def sort_objects(scene: Scene, seen: Sequence[Seen]) -> Sorted:
 
 def _wrong(item: Seen, group: Group) -> Flaw:
     target = str(_one(group))
-    return Flaw("wrong", f"turn {_named(item)} into {target}", target, (_box(item),))
+    boxes = (_box(item), _around((item.x, item.y)))
+    return Flaw("wrong", f"turn {_named(item)} into {target}", target, boxes)
 
 
 def _misplaced(scene: Scene, found: Sorted, seen: Sequence[Seen]) -> Iterator[Flaw]:
@@ -94,7 +115,9 @@ def _misplaced(scene: Scene, found: Sorted, seen: Sequence[Seen]) -> Iterator[Fl
         places, index = max(moves, key=lambda move: move[2])[:2]
         own = found.groups[index]
         names = [str(scene.groups[i]) for i in (relation.subject, relation.reference)]
-        where = f"so that {names[0]} {'is' if len(ends[0]) == 1 else 'are'} {relation.word} {names[1]}"
+        where = (
+            f"so that {names[0]} {'is' if len(ends[0]) == 1 else 'are'} {relation.word} {names[1]}"
+        )
         boxes = tuple(_box(item) for item in own) + tuple(map(_around, places))
         yield Flaw("relation", f"move {scene.groups[index]} {where}", "", boxes)
 
