@@ -142,9 +142,7 @@ def test_the_best_of_several_tries_is_judged():
 def test_a_picture_without_luck_is_given_up_for_a_new_one():
     loop = repair(Mends(lambda seed: False), rounds=6, patience=2)
     (state,) = loop(["1"])
-    assert loop.painter.keys == ["text:0:1", "text:0:1\x1fimage 1", "text:0:1\x1fimage 2"] + [
-        "text:0:1\x1fimage 3"
-    ]
+    assert loop.painter.keys == ["text:0:1", *(f"text:0:1\x1fimage {i}" for i in (1, 2, 3))]
     assert state.rounds == 6
     assert state.best_score == -1
     (state,) = repair(Mends(lambda seed: False), painter=None)(
