@@ -43,8 +43,8 @@ class Repair:
         tries: edits of one flaw side by side, the best of which is put to the reward.
         gain: by how much the reward must rise for an edit to be accepted; more than that.
         rounds: most passes through a plan, over all pictures of a prompt; None: as the budget allows.
-        patience: rounds in a row without an accepted edit after which a picture is given up; None:
-            never.
+        patience: rounds in a row without an accepted edit after which a picture is given up, unless
+            the budget pays for no new one; None: never.
         replan: ask the planner after each accepted edit, not only after a round.
         budget: the most that one prompt may cost; unlike a search's it counts edits, too. Seconds may
             be overshot by one turn.
@@ -293,13 +293,21 @@ class Repair:
         if state.plan is not None and state.flaws:
             return
         state.rounds, state.fruitless = state.rounds + 1, state.fruitless + 1
-        if self.patience is not None and state.fruitless >= self.patience:
+        if self._gives_up(state):
             state.picture, state.plan = None, None
             state.record("given up", reward=state.score)
         elif state.fruitless == 0:
             state.plan = None  # the picture has changed
         elif state.plan is not None:
             state.flaws = list(state.plan)
+
+    def _gives_up(self, state: RepairState) -> bool:
+        """Whether patience is at an end; not while only edits can still be paid for."""
+        if self.patience is None or state.fruitless < self.patience:
+            return False
+        if self.painter is None:
+            return True
+        return self.budget.exceeded_by(state.spent + self._paint_cost()) is None
 
     def _rewards(self, rows: Sequence[RepairState], pictures: Tensor) -> list[float]:
         """Rewards of pictures, one a row.

@@ -9,6 +9,7 @@
     python scripts/benchmark.py decoders --json outputs/decoders.json
     python scripts/benchmark.py rewards --json outputs/rewards.json --quick
     python scripts/benchmark.py trees --json outputs/trees.json
+    python scripts/benchmark.py repair --json outputs/repair.json --quick
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
@@ -20,6 +21,7 @@ from benchmarks import (
     exactness,
     flows,
     overhead,
+    repair,
     rewards,
     shapes,
     trees,
@@ -36,6 +38,7 @@ COMMANDS = {
     "digits": digits,
     "decoders": decoders,
     "rewards": rewards,
+    "repair": repair,
     "trees": trees,
 }
 

@@ -152,6 +152,14 @@ def test_a_picture_without_luck_is_given_up_for_a_new_one():
     assert state.best_score == -1
 
 
+def test_what_is_left_of_a_budget_goes_to_edits():
+    loop = repair(Mends(lambda seed: False), budget=Budget(nfe=25 + 45), patience=1)
+    (state,) = loop(["1"])
+    assert (state.paints, state.edits) == (2, 2)  # given up while a new picture can be paid for
+    (state,) = repair(Mends(lambda seed: False), budget=Budget(nfe=25 + 34), patience=1)(["1"])
+    assert (state.paints, state.edits) == (1, 3)
+
+
 def test_an_accepted_edit_renews_patience():
     luck = iter([False, True] * 3)
     (state,) = repair(Mends(lambda seed: next(luck)), patience=2, replan=False)(["3"])
