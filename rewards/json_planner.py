@@ -85,9 +85,14 @@ class JSONPlanner:
         )
         if device is not None:
             self.judge.to(device)
+        self.model = model
         self.most, self.question, self.invalid = most, question, invalid
         self.max_new_tokens, self.batch_limit = max_new_tokens, batch_limit
         self._known: Bounded[tuple[bytes, str], list[Flaw]] = Bounded(_ANSWERS)
+
+    def __repr__(self) -> str:
+        told = (self.model, self.most, self.question, self.invalid, self.max_new_tokens)
+        return f"JSONPlanner{told!r}"
 
     def plan(self, pictures: Tensor, items: Sequence[Item]) -> list[list[Flaw]]:
         """See `steering.flaws.Planner`.

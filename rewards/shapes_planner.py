@@ -25,6 +25,9 @@ class ShapesPlanner:
 
     calls_per_row = 1
 
+    def __repr__(self) -> str:
+        return "ShapesPlanner()"
+
     def plan(self, pictures: Tensor, items: Sequence[Item]) -> list[list[Flaw]]:
         """See `steering.flaws.Planner`.
 

@@ -76,13 +76,7 @@ class Repair:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.gain < math.inf:
             raise ValueError(f"gain must be at least 0 and finite, got {self.gain}")
-        counted = (self.budget.nfe, self.budget.decodes, self.budget.reward_calls)
-        ends = (*counted, self.budget.seconds, self.rounds)
-        if all(limit is None for limit in ends):
-            raise ValueError(
-                "nothing ends the repair of a picture that cannot be mended: set rounds, or a budget "
-                "of nfe, decodes, reward_calls or seconds"
-            )
+        check_limits(self.budget, self.rounds)
         if getattr(self.reward, "ranked", None) is not None:
             raise ValueError(
                 f"the reward {self.reward.name!r} ranks candidates among each other and cannot say "
@@ -121,6 +115,7 @@ class Repair:
         if len(names) != len(items) or len(set(names)) != len(items):
             raise ValueError(f"need one distinct key for each of {len(items)} prompts, got {names}")
         states = [RepairState(item, key) for item, key in zip(items, names, strict=True)]
+        self._prepare(states)
         if pictures is None:
             if self.painter is None:
                 raise ValueError("there is nothing to repair: give pictures, or a painter")
@@ -309,6 +304,12 @@ class Repair:
             return True
         return self.budget.exceeded_by(state.spent + self._paint_cost()) is None
 
+    def _prepare(self, states: Sequence[RepairState]) -> None:
+        """The reward's features of each prompt, once."""
+        for state in states:
+            if state.key not in self._features:
+                self._features[state.key] = self.reward.prepare(state.item)
+
     def _rewards(self, rows: Sequence[RepairState], pictures: Tensor) -> list[float]:
         """Rewards of pictures, one a row.
 
@@ -316,9 +317,7 @@ class Repair:
             ValueError: one is not finite.
         """
         start = time.perf_counter()
-        for state in rows:
-            if state.key not in self._features:
-                self._features[state.key] = self.reward.prepare(state.item)
+        self._prepare(rows)
         with torch.no_grad():
             found = self.reward(pictures, [self._features[s.key] for s in rows])
         total = found[self.reward.name] if isinstance(found, Mapping) else found
@@ -330,6 +329,20 @@ class Repair:
                     f"reward {self.reward.name!r} gave {value} for the prompt {state.item.prompt!r}"
                 )
         return values
+
+
+def check_limits(budget: Budget, rounds: int | None) -> None:
+    """Refuse a repair that nothing would end.
+
+    Raises:
+        ValueError: neither rounds nor what an edit costs is limited.
+    """
+    ends = (budget.nfe, budget.decodes, budget.reward_calls, budget.seconds, rounds)
+    if all(limit is None for limit in ends):
+        raise ValueError(
+            "nothing ends the repair of a picture that cannot be mended: set rounds, or a budget of "
+            "nfe, decodes, reward_calls or seconds"
+        )
 
 
 def _picture(state: RepairState) -> Tensor:

@@ -131,7 +131,7 @@ class Bench:
         self.steered.held_out = {}
         clip, self.planner, self.judge = self.steered.reward, ShapesPlanner(), ShapesVerifier()
         self.rewards: dict[str, Reward] = {"judge": FlawCount(self.planner), "clip": clip}
-        parts = self.steered.pipe.components
+        parts = {**self.steered.pipe.components, "requires_safety_checker": False}
         edit = {**self.call, "num_inference_steps": options.edit_steps, "strength": 1.0}
         whole = {**edit, "strength": 0.7, "num_inference_steps": round(options.edit_steps / 0.7)}
         kinds = {
@@ -139,7 +139,9 @@ class Bench:
             "whole": (StableDiffusionImg2ImgPipeline, whole),
         }
         self.editors = {
-            name: PipelineEditor(_quiet(kind(**parts, requires_safety_checker=False)), call, batch_size=size)
+            name: PipelineEditor(
+                _quiet(kind(**parts, requires_safety_checker=False)), call, batch_size=size
+            )
             for name, (kind, call) in kinds.items()
         }
         self.texts = shapes.prompts(options.prompt_set)[: options.prompts]

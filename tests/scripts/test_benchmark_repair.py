@@ -71,7 +71,9 @@ def test_the_table_and_the_plot_are_made_of_a_file(tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 1000
     table = (tmp_path / "t.md").read_text()
     assert "| repair, judge (25 steps) | 0.67 [" in table
-    assert "repair, judge (25 steps) less best-of-n, judge | +0.00 [+0.00, +0.00] | +0.33 [" in table
+    assert (
+        "repair, judge (25 steps) less best-of-n, judge | +0.00 [+0.00, +0.00] | +0.33 [" in table
+    )
 
 
 def test_cells_are_measured_once(tmp_path):
