@@ -34,7 +34,7 @@ from samplers.presets import (
 from samplers.rbf import RBF
 from samplers.reno import ReNO
 from samplers.repair import Repair
-from samplers.repair_state import RepairState, load_states, save_states
+from samplers.repair_state import RepairState
 from samplers.smc import SMC
 from samplers.stopping import ExpectedGain
 from samplers.store import Room
@@ -102,6 +102,4 @@ __all__ = [
     "TreeState",
     "ZeNO",
     "ZeroOrder",
-    "load_states",
-    "save_states",
 ]

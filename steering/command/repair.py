@@ -112,6 +112,7 @@ def repair(
     prompts = read_prompts(prompt, prompts_file)
     search = BestOfN(1) if sampler is None else sampler
     check_limits(budget, rounds)
+    check_editor(editor)
     options: dict[str, Any] = {"tries": tries, "gain": gain, "rounds": rounds, "patience": patience}
     options["judge_calls"] = judge_calls
     settings = {
@@ -152,6 +153,19 @@ def repair(
     return 0
 
 
+def check_editor(options: EditorOptions) -> None:
+    """Refuse a kind and a model that do not go together.
+
+    Raises:
+        UsageError: says which do.
+    """
+    if (options.kind == "own") != (options.model is not None):
+        raise UsageError(
+            f"editor.kind {options.kind!r} with editor.model {options.model!r}: give a model with kind "
+            "own, and none with the others, which use the painter's weights"
+        )
+
+
 def make_editor(
     options: EditorOptions, pipe: Any, base: PipelineOptions, device: torch.device
 ) -> PipelineEditor:
@@ -163,16 +177,9 @@ def make_editor(
         base: how the painting pipeline was loaded; an editor of its weights takes its arguments, too.
         device: where to put a model of its own.
 
-    Raises:
-        UsageError: a kind and a model that do not go together.
     """
     import diffusers
 
-    if (options.kind == "own") != (options.model is not None):
-        raise UsageError(
-            f"editor.kind {options.kind!r} with editor.model {options.model!r}: give a model with kind "
-            "own, and none with the others, which use the painter's weights"
-        )
     how: dict[str, Any] = {
         "margin": options.margin,
         "batch_size": options.batch_size,

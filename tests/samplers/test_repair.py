@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samplers import Repair, load_states, save_states
+from samplers import Repair
+from samplers.repair_state import load_states, save_states
 from steering.cost import Budget, Cost
 from steering.flaws import Editor, Flaw, Painted, Painter, Planner
 from steering.reward import Item

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from rewards import FlawCount, ShapesPlanner, ShapesVerifier
-from samplers import Repair, save_states
+from samplers import Repair
+from samplers.repair_state import save_states
 from steering.command import repair as command
 from steering.command.main import main
 from steering.streams import prompt_keys
