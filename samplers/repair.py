@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from samplers.repair_costs import charge, check_limits, counted
 from samplers.repair_state import RepairState
 from steering.cost import Budget, Cost
 from steering.flaws import Editor, Painted, Painter, Planner
@@ -167,9 +168,9 @@ class Repair:
 
     def _affords(self, state: RepairState, cost: Cost) -> bool:
         """Whether it fits the budget; if not, the state is done."""
-        counted = self.budget.exceeded_by(state.spent + cost) is None
+        over = self.budget.exceeded_by(state.spent + cost) is not None
         late = self.budget.seconds is not None and state.spent.seconds >= self.budget.seconds
-        if not counted or late:
+        if over or late:
             state.done = "budget"
         return state.done is None
 
@@ -184,7 +185,7 @@ class Repair:
         start = time.perf_counter()
         keys = [copy_key(s.key, s.paints) for s in states]
         painted = self.painter.paint([s.item for s in states], keys)
-        _charge(states, painted.costs, start)
+        charge(states, painted.costs, start)
         for state in states:
             state.paints, state.fruitless = state.paints + 1, 0
         self._score(states, painted.pictures)
@@ -209,7 +210,7 @@ class Repair:
         plans = self.planner.plan(pictures, [s.item for s in states])
         if len(plans) != len(states):
             raise ValueError(f"the planner answered {len(plans)} of {len(states)} pictures")
-        _charge(states, [Cost()] * len(states), start)
+        charge(states, [Cost()] * len(states), start)
         for state, plan in zip(states, plans, strict=True):
             state.judge_calls += each
             state.plan, state.flaws = list(plan), list(plan)
@@ -235,7 +236,7 @@ class Repair:
             flaws,
             self._seeds(rows),
         )
-        _charge(rows, painted.costs, start)
+        charge(rows, painted.costs, start)
         rewards = self._rewards(rows, painted.pictures)
         for state in tried:
             own = [i for i, row in enumerate(rows) if row is state]
@@ -250,7 +251,7 @@ class Repair:
         one = self.editor.cost() + Cost(reward_calls=self.reward.calls_per_row)
         if not self._affords(state, one):
             return 0
-        return int(min(self.tries, self.budget.times(_counted(one), state.spent)))
+        return int(min(self.tries, self.budget.times(counted(one), state.spent)))
 
     def _seeds(self, rows: Sequence[RepairState]) -> list[int]:
         """A seed of each edit from the serial of its state's edits."""
@@ -322,7 +323,7 @@ class Repair:
             found = self.reward(pictures, [self._features[s.key] for s in rows])
         total = found[self.reward.name] if isinstance(found, Mapping) else found
         values = [float(v) for v in total.double().cpu()]
-        _charge(rows, [Cost(reward_calls=self.reward.calls_per_row)] * len(rows), start)
+        charge(rows, [Cost(reward_calls=self.reward.calls_per_row)] * len(rows), start)
         for state, value in zip(rows, values, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
@@ -331,32 +332,6 @@ class Repair:
         return values
 
 
-def check_limits(budget: Budget, rounds: int | None) -> None:
-    """Refuse a repair that nothing would end.
-
-    Raises:
-        ValueError: neither rounds nor what an edit costs is limited.
-    """
-    ends = (budget.nfe, budget.decodes, budget.reward_calls, budget.seconds, rounds)
-    if all(limit is None for limit in ends):
-        raise ValueError(
-            "nothing ends the repair of a picture that cannot be mended: set rounds, or a budget of "
-            "nfe, decodes, reward_calls or seconds"
-        )
-
-
 def _picture(state: RepairState) -> Tensor:
     assert state.picture is not None
     return state.picture
-
-
-def _counted(cost: Cost) -> Cost:
-    """Without seconds, which are known only afterwards."""
-    return Cost(**{f.name: getattr(cost, f.name) for f in fields(cost) if f.name != "seconds"})
-
-
-def _charge(rows: Sequence[RepairState], costs: Sequence[Cost], start: float) -> None:
-    """Add what each row cost to its state, and its share of the time."""
-    seconds = (time.perf_counter() - start) / max(len(rows), 1)
-    for state, cost in zip(rows, costs, strict=True):
-        state.spent = state.spent + cost + Cost(seconds=seconds)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from rewards.base import RewardModel
 from samplers.best_of_n import BestOfN
-from samplers.repair import Repair, check_limits
+from samplers.repair import Repair
+from samplers.repair_costs import check_limits
 from samplers.repair_state import RepairState, load_states, save_states
 from steering import __version__
 from steering.adapters.editor import PipelineEditor, SteeredPainter
