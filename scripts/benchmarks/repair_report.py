@@ -78,8 +78,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
-    for curve in curves(rows):
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True)
+    for place, curve in enumerate(curves(rows)):
         budgets = np.arange(curve.paint_steps, curve.limit + 1, curve.paint_steps)
         accuracy = [np.mean(list(by_prompt(curve, b).values())) for b in budgets]
         spent = [curve.at(b)[:, 0].mean() for b in budgets]
@@ -90,11 +90,12 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot(x, accuracy, label=curve.label, **style)
         shares = np.array(list(by_prompt(curve, curve.limit).values()))
         low, high = interval(shares, share=True)
-        axes[0].vlines(budgets[-1], low, high, color=style["color"], alpha=0.3)
+        end = budgets[-1] * (1.01 + 0.012 * place)  # side by side, to be told apart
+        axes[0].vlines(end, low, high, color=style["color"], ls=style["ls"], alpha=style["alpha"])
     axes[0].set(xlabel="denoiser calls that a prompt may cost", ylabel="verified accuracy")
     axes[1].set(xlabel="denoiser calls spent, mean a prompt")
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
