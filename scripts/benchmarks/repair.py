@@ -139,9 +139,7 @@ class Bench:
             "whole": (StableDiffusionImg2ImgPipeline, whole),
         }
         self.editors = {
-            name: PipelineEditor(
-                _quiet(kind(**parts, requires_safety_checker=False)), call, batch_size=size
-            )
+            name: PipelineEditor(_quiet(kind(**parts)), call, batch_size=size)
             for name, (kind, call) in kinds.items()
         }
         self.texts = shapes.prompts(options.prompt_set)[: options.prompts]
