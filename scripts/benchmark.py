@@ -10,6 +10,7 @@
     python scripts/benchmark.py rewards --json outputs/rewards.json --quick
     python scripts/benchmark.py trees --json outputs/trees.json
     python scripts/benchmark.py overoptimisation --json outputs/overoptimisation.json
+    python scripts/benchmark.py repair --json outputs/repair.json --quick
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
@@ -22,6 +23,7 @@ from benchmarks import (
     flows,
     overhead,
     overoptimisation,
+    repair,
     rewards,
     shapes,
     trees,
@@ -38,6 +40,7 @@ COMMANDS = {
     "digits": digits,
     "decoders": decoders,
     "rewards": rewards,
+    "repair": repair,
     "trees": trees,
     "overoptimisation": overoptimisation,
 }
