@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steering.adapters.asking import Pair, ask
 from steering.adapters.capture import Enough, NetworkCall, arguments, private_copy, quiet_generator
 from steering.adapters.checks import Refusal, relative, tolerance
 from steering.adapters.leaves import flatten, snapshot
@@ -113,8 +114,6 @@ def signature_for(pieces: Pieces, owner: int) -> Hashable:
     return (owner, *shapes)
 
 
-#: A prompt and its negative prompt, if any.
-Pair = tuple[str, str | None]
 _KEPT = 128  # prompts whose pieces are kept
 
 
@@ -216,18 +215,13 @@ class Encoder:
         latents: Tensor | None = None,
         images: int = 1,
     ) -> FirstStep:
-        several = None if images == 1 else images
-        negatives = None if pairs[0][1] is None else [negative for _, negative in pairs]
         kwargs = arguments(
             self._pipe,
             self._call,
-            prompt=[prompt for prompt, _ in pairs],
-            negative_prompt=negatives,
             generator=generator,
             latents=latents,
-            num_images_per_prompt=several,
-            num_videos_per_prompt=several,
             output_type="latent",
+            **ask(self._pipe, pairs, images),
         )
         rows = len(pairs) * images
         step = first_step(self._pipe, kwargs, plan.network, plan.outputs, (rows, plan.rows))

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from steering.adapters.asking import ask, probes
 from steering.adapters.capture import arguments, private_copy, quiet_generator
 from steering.adapters.checks import tolerance
 from steering.adapters.replay import Plan
@@ -34,6 +36,7 @@ class Tail:
         self._pipe = pipe
         self._call = call
         self._plan = plan
+        self._prompt = probes(pipe, [_PROMPT])[0]
         self._memo: dict[int, list[Any]] = {}
         #: further arguments of the pipeline's own unpacking of latents, once it was seen
         self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -63,10 +66,10 @@ class Tail:
         kwargs = arguments(
             self._pipe,
             self._call,
-            prompt=[_PROMPT] * len(states),
             generator=quiet_generator(),
             output_type=output_type,
             return_dict=True,
+            **ask(self._pipe, [(self._prompt, None)] * len(states)),
         )
         with private_copy(self._pipe, scheduler, self._parts(len(states), checked)) as twin:
             output = twin(**kwargs)
@@ -119,6 +122,19 @@ def media_of(output: Any) -> tuple[str, Any]:
     """Name and value of the media in a pipeline's output object (its first field)."""
     name = fields(output)[0].name
     return name, getattr(output, name)
+
+
+def tensor_of(media: Any) -> Tensor:
+    """Media as a tensor: pictures ``(n, C, H, W)``, videos ``(n, frames, C, H, W)``, others as they are.
+
+    Args:
+        media: a tensor of that form, an array with channels last, or a list of PIL pictures.
+    """
+    if isinstance(media, list) and media and hasattr(media[0], "convert"):
+        media = np.stack([np.asarray(picture.convert("RGB")) for picture in media]) / 255.0
+    if isinstance(media, np.ndarray) and media.ndim in (4, 5):
+        media = np.moveaxis(media, -1, media.ndim - 3)
+    return torch.as_tensor(media)
 
 
 def _shorten(scheduler: Any) -> None:
@@ -189,7 +205,7 @@ class Decoder:
         media = media_of(self._tail(x_0, output_type="pt", checked=False))[1]
         if len(media) != len(x_0) > 1:  # some tails drop rows silently
             return torch.cat([self._by_tail(row) for row in x_0.split(1)])
-        return torch.as_tensor(media).to(x_0.device, torch.float32)
+        return tensor_of(media).to(x_0.device, torch.float32)
 
     @torch.no_grad()
     def _agrees(self, example: Tensor) -> bool:

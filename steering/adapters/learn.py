@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from steering.adapters.asking import ask, probes
 from steering.adapters.capture import (
     NetworkCall,
     Recorder,
@@ -51,13 +52,13 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     probe = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
     for name, network in networks_of(pipe).items():
         check_network(name, network)
-    recording = Recorder(pipe).run({**probe, **prompts_of(_PROBES[:_ROWS], negative)})
+    recording = Recorder(pipe).run({**probe, **_probe_rows(pipe, _ROWS, negative)})
     times = _times_of(recording)
     windows = _windows(recording)
     wide_call = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
     wide = first_step(
         pipe,
-        {**wide_call, **prompts_of(_PROBES, negative)},
+        {**wide_call, **_probe_rows(pipe, len(_PROBES), negative)},
         recording.network,
         [c.raw for c in windows[0]],
         (len(_PROBES), _ROWS),
@@ -83,12 +84,13 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     return plan
 
 
-def prompts_of(prompts: Sequence[str], negative: bool) -> dict[str, Any]:
-    """Prompt arguments of a probe."""
-    given: dict[str, Any] = {"prompt": list(prompts)}
-    if negative:
-        given["negative_prompt"] = list(reversed(prompts))
-    return given
+def _probe_rows(pipe: Any, rows: int, negative: bool) -> dict[str, Any]:
+    """Arguments that ask for the rows of a probe."""
+    prompts = probes(pipe, _PROBES[:rows])
+    negatives = reversed(prompts) if negative else [None] * rows
+    known = signature_of(pipe)
+    asked = ask(pipe, list(zip(prompts, negatives, strict=True)))
+    return {name: value for name, value in asked.items() if name in known and value is not None}
 
 
 def _times_of(recording: Recording) -> list[Time]:
