@@ -95,7 +95,7 @@ class BlackBoxModel:
         self._output_type: type = object
         self._kept = self._countable()
         self._together = self._check()
-        self._renderer = Renderer(self._output)  # type: ignore[arg-type]  # called as a tail is
+        self._renderer = Renderer(self._output)
 
     def _pair(self, index: int) -> Pair:
         negative = self._negative

@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -173,6 +173,25 @@ DECODERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+class DecodingTail(Protocol):
+    """A pipeline's tail, as a decoder uses it."""
+
+    @property
+    def unpacking(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Further arguments of the pipeline's own unpacking of latents, once it was seen."""
+
+    def __call__(self, x_0: Tensor, *, output_type: str | None = None, checked: bool = True) -> Any:
+        """The pipeline's own output object for finished states ``(n, *shape)``."""
+
+
+def by_tail(tail: DecodingTail, x_0: Tensor) -> Tensor:
+    """Media ``(n, 3, H, W)``, or ``(n, frames, 3, H, W)``, of finished states, unchecked, float32."""
+    media = media_of(tail(x_0, output_type="pt", checked=False))[1]
+    if len(media) != len(x_0) > 1:  # some tails drop rows silently
+        return torch.cat([by_tail(tail, row) for row in x_0.split(1)])
+    return tensor_of(media).to(x_0.device, torch.float32)
+
+
 class Decoder:
     """Pictures of states: explicit and differentiable where that equals the pipeline's own tail.
 
@@ -182,7 +201,7 @@ class Decoder:
         example: states ``(n, *shape)`` on which both are compared.
     """
 
-    def __init__(self, pipe: Any, tail: Tail, example: Tensor) -> None:
+    def __init__(self, pipe: Any, tail: DecodingTail, example: Tensor) -> None:
         self._pipe = pipe
         self._tail = tail
         self.differentiable = False
@@ -192,7 +211,7 @@ class Decoder:
         """Pictures ``(n, 3, H, W)`` in [0, 1], float32."""
         if self.differentiable:
             return self._explicit(x_0)
-        return self._by_tail(x_0)
+        return by_tail(self._tail, x_0)
 
     def _explicit(self, x_0: Tensor) -> Tensor:
         if self._tail.unpacking is not None:
@@ -201,16 +220,10 @@ class Decoder:
         vae = self._pipe.vae
         return DECODERS[type(vae).__name__](vae, x_0)
 
-    def _by_tail(self, x_0: Tensor) -> Tensor:
-        media = media_of(self._tail(x_0, output_type="pt", checked=False))[1]
-        if len(media) != len(x_0) > 1:  # some tails drop rows silently
-            return torch.cat([self._by_tail(row) for row in x_0.split(1)])
-        return tensor_of(media).to(x_0.device, torch.float32)
-
     @torch.no_grad()
     def _agrees(self, example: Tensor) -> bool:
         vae: Any = getattr(self._pipe, "vae", None)
-        own = self._by_tail(example)
+        own = by_tail(self._tail, example)
         if type(vae).__name__ not in DECODERS:
             return False
         try:

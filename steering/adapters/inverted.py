@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,7 @@ class InvertedLoop:
         self.now: Tensor | None = None
         self.after: Tensor | None = None
         self._watch()
+        self._thread = threading.get_ident()
         self._greenlet = greenlet(self._run)
         reached = self._switch()
         if not isinstance(reached, Turn):
@@ -105,6 +107,10 @@ class InvertedLoop:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_greenlet"):
+            self.close()
 
     @property
     def ended(self) -> bool:
@@ -147,8 +153,8 @@ class InvertedLoop:
 
     def close(self) -> None:
         """End the suspended call; harmless when it has ended."""
-        if self._greenlet.dead:
-            return
+        if self._greenlet.dead or self._thread != threading.get_ident():
+            return  # a call of another thread ends with that thread
         with self._around(), contextlib.suppress(GreenletExit):
             self._greenlet.throw(GreenletExit)
 

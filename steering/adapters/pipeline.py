@@ -25,12 +25,11 @@ from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule
-from steering.model import Abilities, Meaning, Stage
+from steering.model import CONSISTENCY, Abilities, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import grid_of, prediction_of
 from steering.times import Time, TimeGrid
 
-_CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 _GATHERED = 8  # sequences of handles whose joined arguments are kept
 
 
@@ -159,7 +158,7 @@ class PipelineModel:
     @property
     def abilities(self) -> Abilities:
         """Replay can do all; gradients also need a decoder that equals the pipeline's own."""
-        distilled = type(self._plan.scheduler).__name__ in _CONSISTENCY
+        distilled = type(self._plan.scheduler).__name__ in CONSISTENCY
         meaning = Meaning.CONSISTENCY_MAP if distilled else Meaning.POSTERIOR_MEAN
         return Abilities(gradients=self._decoder.differentiable, meaning=meaning)
 
@@ -275,4 +274,5 @@ class PipelineModel:
         self, conditioning: Handle, draws: Sequence[int], seeds: Sequence[int]
     ) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
-        return PipelineSchedule(conditioning.plan, conditioning, draws, seeds)
+        plan = conditioning.plan
+        return PipelineSchedule(plan.scheduler, plan.extra, conditioning, draws, seeds)
