@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steering.adapters.checks import Refusal, signature_of
 from steering.adapters.leaves import Arguments, flatten, same, snapshot
+from steering.adapters.processors import processors_of, put_back
 from steering.adapters.stand import Stand, first_output, patch, resized
 
 
@@ -45,12 +46,15 @@ def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterato
     cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     vae = getattr(pipe, "vae", None)
     dtype = getattr(vae, "dtype", None)
+    networks = networks_of(pipe)
+    processors = processors_of(networks)
     try:
         with torch.random.fork_rng(devices=cards), twin_of(pipe, scheduler, parts) as twin:
             yield twin
     finally:
         if vae is not None and getattr(vae, "dtype", None) != dtype:  # upcast, then interrupted
             vae.to(dtype=dtype)
+        put_back(networks, processors)
 
 
 @contextmanager

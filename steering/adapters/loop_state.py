@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steering.adapters.capture import networks_of
+from steering.adapters.processors import Processors, processors_of, put_back
 
 
 class OwnState:
@@ -22,17 +23,17 @@ class OwnState:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._random = _random_state()
-        self._processors: dict[str, dict[str, Any]] = {}
+        self._processors: Processors = {}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """The call's own states; the surroundings' come back at the end."""
-        random, processors = _random_state(), self._found()
+        networks = networks_of(self._pipe)
+        random, processors = _random_state(), processors_of(networks)
         vae = getattr(self._pipe, "vae", None)
         dtype = getattr(vae, "dtype", None)
         _set_random(self._random)
-        for name, own in self._processors.items():
-            _set_processors(self._pipe.__dict__[name], own)
+        put_back(networks, self._processors)
         try:
             yield
         except BaseException:
@@ -42,28 +43,7 @@ class OwnState:
         finally:
             self._random = _random_state()
             _set_random(random)
-            self._put_back(processors)
-
-    def _found(self) -> dict[str, dict[str, Any]]:
-        """Attention processors of each network; pipelines with perturbed attention exchange them."""
-        return {
-            name: dict(found)
-            for name, network in networks_of(self._pipe).items()
-            if isinstance(found := getattr(network, "attn_processors", None), dict)
-        }
-
-    def _put_back(self, before: dict[str, dict[str, Any]]) -> None:
-        after = self._found()
-        self._processors = {}
-        for name, wanted in before.items():
-            own = after[name]
-            if any(own[place] is not wanted[place] for place in wanted):
-                self._processors[name] = own
-                _set_processors(self._pipe.__dict__[name], wanted)
-
-
-def _set_processors(network: Any, processors: dict[str, Any]) -> None:
-    network.set_attn_processor(dict(processors))  # it empties the mapping that it is given
+            self._processors = put_back(networks, processors)
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

@@ -342,3 +342,51 @@ def qwen() -> Any:
         tokenizer=tokenizer(256),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )
+
+
+def dit() -> Any:
+    """Conditioned on classes; its state holds each row twice for guidance."""
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
+    return diffusers.DiTPipeline(
+        transformer=lively(transformer), vae=vae(), scheduler=diffusers.DDIMScheduler()
+    )
+
+
+def pixels(**options: Any) -> Any:
+    """An unconditional network of pixels."""
+    return lively(
+        diffusers.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            **options,
+        )
+    )
+
+
+def ddpm() -> Any:
+    torch.manual_seed(0)
+    return diffusers.DDPMPipeline(unet=pixels(), scheduler=diffusers.DDPMScheduler())
+
+
+def ddim() -> Any:
+    torch.manual_seed(0)
+    return diffusers.DDIMPipeline(unet=pixels(), scheduler=diffusers.DDIMScheduler())
