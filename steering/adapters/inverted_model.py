@@ -112,6 +112,10 @@ class InvertedModel:
         self._cheap = None if policy is None else policy.fit(self)
         return self
 
+    def fix_batch(self, fixed: bool) -> None:
+        """Give every turn of the loop the same number of rows, or as few as serve."""
+        self._turns.fixed = fixed
+
     @property
     def name(self) -> str:
         """As that of a replayed model: samples of both have one law."""
@@ -286,7 +290,7 @@ class InvertedModel:
             groups.setdefault(handle.asked.key, []).append(i)
         for members in groups.values():
             tail = LoopTail(self._calls, self._facts, handles[members[0]].asked)
-            if self._facts.way is None:
+            if self._facts.way is None or self._turns.fixed:
                 yield from (([i], tail) for i in members)
             else:
                 yield members, tail

@@ -48,12 +48,17 @@ class LoopTurns:
         facts: how they can be used.
         start: how they start.
         levels: noise levels of the network.
+
+    Attributes:
+        fixed: whether every turn has the most rows, so that no bit depends on how rows were packed.
     """
 
     def __init__(
         self, calls: LoopCalls, facts: LoopFacts, start: LoopStart, levels: Levels
     ) -> None:
         self._calls, self._facts, self._start, self._levels = calls, facts, start, levels
+        self.fixed = False
+        self.most = 1 if facts.way is None else _MOST_ROWS
         self._pool = Pool(self._begin, facts.visited)
         self._listed = [float(t) for t in facts.visited]
         if not facts.any_order and len(set(self._listed)) < len(self._listed):
@@ -84,10 +89,9 @@ class LoopTurns:
         for i, (time, handle) in enumerate(zip(times, handles, strict=True)):
             own = id(handle) if self._is_first(x_t[i], time, handle) else None
             groups.setdefault((handle.asked.key, time, own), []).append(i)
-        most = 1 if self._facts.way is None else _MOST_ROWS
         for members in groups.values():
-            for first in range(0, len(members), most):
-                yield members[first : first + most]
+            for first in range(0, len(members), self.most):
+                yield members[first : first + self.most]
 
     def _is_first(self, x: Tensor, time: Time, handle: LoopHandle) -> bool:
         """Whether the pipeline's own first turn answers: no body has changed that state before it."""
@@ -105,7 +109,7 @@ class LoopTurns:
                 self._calls.tally.setup -= 1
                 self._calls.tally.asked += len(x)
             return x, handle.first.expand_as(x)
-        rows = 1 << (len(x) - 1).bit_length()
+        rows = self.most if self.fixed else 1 << (len(x) - 1).bit_length()
         scale, factor = self._scales(time)
         own = torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])]) * scale
         given = self._facts.given(own).to(self._facts.dtype)

@@ -128,6 +128,15 @@ def test_rows_mixed_in_a_request_are_each_as_alone(tiny, name):
     assert model.tally.padding == 0
 
 
+def test_deterministic_runs_have_equal_bits(tiny):
+    pipe, call = control(tiny)
+    options = {"deterministic": True, "bucket": 4, "door": "inverted"}
+    search = FKSteering(particles=3, start=1, every=1)
+    both = steered(pipe, search, **options)(["a", "a cat"], output_type="pt", **call)
+    one = steered(pipe, search, **options)("a cat", output_type="pt", **call)
+    assert torch.equal(both.images[1], one.images[0])
+
+
 def test_it_gives_what_replay_gives(tiny):
     pipe = tiny.sd()
     pictures = []
