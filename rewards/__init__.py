@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from rewards.detectors import Detector
     from rewards.encoders import OpenClipEncoder
     from rewards.ensemble import MeanRank, WeightedSum
+    from rewards.flaw_count import FlawCount
     from rewards.frames import MotionAmount, MotionSmoothness, OnFrames
     from rewards.function import PythonFunction
     from rewards.hps import HPSv2
     from rewards.image_reward import ImageReward
     from rewards.jpeg import JPEGCompressibility
     from rewards.json_judge import JSONJudge
+    from rewards.json_planner import JSONPlanner
     from rewards.judge import CalibratedSum, JudgeFit, fit_to_judge
     from rewards.pickscore import PickScore
     from rewards.product import Product
     from rewards.shapes import ShapesCLIP, ShapesVerifier
+    from rewards.shapes_planner import ShapesPlanner
     from rewards.transformers_clip import TransformersCLIPScore, TransformersEncoder
     from rewards.vision_language import VisionLanguageModel
     from rewards.vqa import VQAScore
@@ -37,11 +40,13 @@ _HOMES = {
     "CalibratedSum": "rewards.judge",
     "ContrastiveScore": "rewards.clip",
     "Detector": "rewards.detectors",
+    "FlawCount": "rewards.flaw_count",
     "GenEval": "rewards.compositional",
     "HPSv2": "rewards.hps",
     "ImageReward": "rewards.image_reward",
     "JPEGCompressibility": "rewards.jpeg",
     "JSONJudge": "rewards.json_judge",
+    "JSONPlanner": "rewards.json_planner",
     "JudgeFit": "rewards.judge",
     "MeanRank": "rewards.ensemble",
     "MotionAmount": "rewards.frames",
@@ -53,6 +58,7 @@ _HOMES = {
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
     "ShapesCLIP": "rewards.shapes",
+    "ShapesPlanner": "rewards.shapes_planner",
     "ShapesVerifier": "rewards.shapes",
     "TransformersCLIPScore": "rewards.transformers_clip",
     "TransformersEncoder": "rewards.transformers_clip",
@@ -69,11 +75,13 @@ __all__ = [
     "CalibratedSum",
     "ContrastiveScore",
     "Detector",
+    "FlawCount",
     "GenEval",
     "HPSv2",
     "ImageReward",
     "JPEGCompressibility",
     "JSONJudge",
+    "JSONPlanner",
     "JudgeFit",
     "MeanRank",
     "MotionAmount",
@@ -85,6 +93,7 @@ __all__ = [
     "PythonFunction",
     "RewardModel",
     "ShapesCLIP",
+    "ShapesPlanner",
     "ShapesVerifier",
     "TransformersCLIPScore",
     "TransformersEncoder",

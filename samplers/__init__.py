@@ -33,6 +33,8 @@ from samplers.presets import (
 )
 from samplers.rbf import RBF
 from samplers.reno import ReNO
+from samplers.repair import Repair
+from samplers.repair_state import RepairState
 from samplers.smc import SMC
 from samplers.stopping import ExpectedGain
 from samplers.store import Room
@@ -86,6 +88,8 @@ __all__ = [
     "Predicted",
     "Prior",
     "ReNO",
+    "Repair",
+    "RepairState",
     "Resampled",
     "RetainedPath",
     "Room",

@@ -9,6 +9,8 @@
     python scripts/benchmark.py decoders --json outputs/decoders.json
     python scripts/benchmark.py rewards --json outputs/rewards.json --quick
     python scripts/benchmark.py trees --json outputs/trees.json
+    python scripts/benchmark.py overoptimisation --json outputs/overoptimisation.json
+    python scripts/benchmark.py repair --json outputs/repair.json --quick
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
@@ -20,6 +22,8 @@ from benchmarks import (
     exactness,
     flows,
     overhead,
+    overoptimisation,
+    repair,
     rewards,
     shapes,
     trees,
@@ -36,7 +40,9 @@ COMMANDS = {
     "digits": digits,
     "decoders": decoders,
     "rewards": rewards,
+    "repair": repair,
     "trees": trees,
+    "overoptimisation": overoptimisation,
 }
 
 

@@ -1,25 +1,31 @@
-"""Writes the page of results from committed JSON files: tables, intervals and a plot.
+"""Writes the page of results from committed JSON files: tables, intervals and plots.
 
     python scripts/results_page.py
 
-It reads from ``docs/results/``: ``shapes-*.json`` (``scripts/benchmark.py shapes``; files without
-figures by prompt are passed over), ``exactness*.json``, ``digits*.json`` and ``flows*.json``, each where
-there is one, and writes ``docs/results.md`` with ``docs/results-*.png``. What is said of the figures
-stands in ``docs/results-discussion.md``, which is included as it is. Nothing on the page is typed in by
-hand.
+It reads from ``docs/results/``: ``shapes-*.json`` and ``search-*.json`` (both of ``scripts/benchmark.py
+shapes``; files without figures by prompt are passed over), ``exactness*.json``, ``digits*.json``,
+``trees*.json`` and ``flows*.json``, each where there is one, and writes ``docs/results.md`` with
+``docs/results-*.png``. What is said of the figures stands in ``docs/results-discussion.md``, which is
+included as it is. Nothing else is typed in by hand, nor are verdicts on published orderings.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import gather, read
+from benchmarks.report import Entry, gather, read
+from benchmarks.report_claims import CLAIMS, claims_sections
+from benchmarks.report_curves import search_plot
 from benchmarks.report_digits import digits_plot, digits_tables
-from benchmarks.report_exact import exactness_tables, flow_tables
+from benchmarks.report_exact import exactness_tables
+from benchmarks.report_flows import flow_tables
 from benchmarks.report_plots import shapes_plot
+from benchmarks.report_search import search_sections
 from benchmarks.report_tables import shapes_sections
+from benchmarks.report_trees import trees_tables
 from jsonargparse import auto_cli
 
 from steering.files import write_atomically
@@ -33,13 +39,30 @@ prompts, since the seeds of a prompt are not independent. Costs are means of wha
 prompt and seed; seconds are wall-clock time of whole cells, all their searches in fused batches.
 
 Stochastic samplers walk by DDIM(1) on the pipeline's own grid; those that end in `-sde` by the flow SDE
-with g = 3 t² (the plot leaves this ending off), in `-vp` by DDIM(1) along the variance-preserving path,
-in `-glass` by GLASS. `best-of-n` and `base` use the pipeline's own scheduler, `best-of-n-ddim` and
-`best-of-n-sde` walk as the particle searches do.
+with g = 3 t², in `-vp` by DDIM(1) along the variance-preserving path, in `-glass` by GLASS. `best-of-n`
+and `base` use the pipeline's own scheduler, `best-of-n-ddim` and `best-of-n-sde` walk as the particle
+searches do.
+"""
+CLAIMED = """\
+What papers say of these searches, decided here prompt by prompt: a claim holds where the 95 %
+interval of the paired difference lies above 0, is reversed where it lies below, and open where it
+holds 0. Of several rivals the best is taken. A name stands for the search by the flow SDE on the
+rectified flow, where best of N keeps the pipeline's own scheduler. No correction is made for the
+number of claims: of forty that are level, about one would seem to hold and one to be reversed.
+"""
+SEARCH = """\
+The same models, prompts, reward and verifier at many budgets, with noise searches, beams and trees.
+Intervals, names and costs are as above.
 """
 EXACTNESS = """\
 Gaussian mixtures whose tilted law is known in closed form; half the summed absolute difference of mode
 masses, ± its standard error over runs.
+"""
+TREES = """\
+How trees tend to the tilted law as denoiser calls grow: half the summed absolute difference of mode
+masses to the chain's own tilted law, ± its standard error, pooled over runs; then the mean estimate
+of Z in shares of its true value. `dts-count` count their children as published, with other
+widenings (`dts-count-2-0.8` is the paper's).
 """
 DIGITS = """\
 A model of 5,000 real MNIST digits, unconditional, steered by the log-probability that a classifier gives
@@ -55,46 +78,113 @@ over targets. `best-of-G` keeps the best of each G of the run's samples; `weight
 samples by exp(reward), `base` does not, `conditional` was told the digit; `dts-published` is the tree
 search with its paper's rules and C = 2. Costs are means of what the engine counted a run.
 """
+TITLES = {
+    "shapes": "The embedded world: equal NFE and equal seconds",
+    "claims": "Published orderings",
+    "search": "The embedded world: from 50 to thousands of denoiser calls",
+    "exactness": "Exact laws",
+    "trees": "Trees and exact laws",
+    "digits": "Real digits",
+    "flows": "Flow models: paths and transitions",
+}
 
 
 def write(results: Path = DOCS / "results", page: Path = DOCS / "results.md") -> None:
-    """Write the page, and its plot beside it.
+    """Write the page, and its plots beside it.
 
     Args:
         results: folder of the JSON files.
         page: Markdown file to write.
     """
-    shapes = [p for p in sorted(results.glob("shapes-*.json")) if _by_prompt(p)]
-    exact = sorted(results.glob("exactness*.json"), key=lambda p: (read(p)["meta"]["date"], p))
-    flows = sorted(results.glob("flows*.json"))
-    digits = sorted(results.glob("digits*.json"))
-    entries = gather(_rows(shapes))
+    sections = _sections(results, page)
     parts = ["# Results\n", "Written by `python scripts/results_page.py`; do not edit.\n"]
+    parts.append("\n".join(f"- [{TITLES[name]}](#{_anchor(TITLES[name])})" for name in sections))
+    parts.append("")
     discussion = page.with_name("results-discussion.md")
     if discussion.exists():
         parts.append(discussion.read_text(encoding="utf-8"))
-    if entries:
-        plot = page.with_name("results-shapes.png")
-        shapes_plot(entries, plot)
-        picture = f"![accuracy and reward against denoiser calls and seconds]({plot.name})\n"
-        sections = [picture, shapes_sections(entries)]
-        parts += ["## The embedded world\n", SHAPES, _sources(shapes, page), *sections]
-    if exact:
-        tables = exactness_tables(_rows(exact))
-        parts += ["## Exact laws\n", EXACTNESS, _sources(exact, page), tables]
-    if digits:
-        plot, rows = page.with_name("results-digits.png"), _rows(digits)
-        digits_plot(rows, plot)
-        picture = f"![Fréchet distances against denoiser calls]({plot.name})\n"
-        sections = [picture, digits_tables(rows)]
-        parts += ["## Real digits\n", DIGITS, _sources(digits, page), *sections]
-    if flows:
-        tables = flow_tables(_rows(flows))
-        parts += ["## Flow models: paths and transitions\n", _sources(flows, page), tables]
+    for name, text in sections.items():
+        parts += [f"## {TITLES[name]}\n", text]
     write_atomically(page, "\n".join(parts).rstrip("\n") + "\n")
 
 
-def _rows(paths: list[Path]) -> list[dict[str, Any]]:
+def _sections(results: Path, page: Path) -> dict[str, str]:
+    """Text of every section that has results, by name, in the order of the page."""
+    shapes, search = (
+        [p for p in sorted(results.glob(f"{name}-*.json")) if _by_prompt(p)]
+        for name in ("shapes", "search")
+    )
+    # of a cell that two files hold the later one counts
+    exact = sorted(results.glob("exactness*.json"), key=lambda p: (read(p)["meta"]["date"], p))
+    trees, digits, flows = (
+        sorted(results.glob(f"{name}*.json")) for name in ("trees", "digits", "flows")
+    )
+    found = {
+        "shapes": _shapes(shapes, page),
+        "claims": _claims(shapes),
+        "search": _search(search, page),
+        "exactness": _tables(EXACTNESS, exact, page, exactness_tables),
+        "trees": _tables(TREES, trees, page, trees_tables),
+        "digits": _digits(digits, page),
+        "flows": _tables("", flows, page, flow_tables),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _shapes(paths: Sequence[Path], page: Path) -> str:
+    entries = gather(_rows(paths))
+    if not entries:
+        return ""
+    pictures = _pictures(entries, page, "results", shapes_plot)
+    return "\n".join([SHAPES, _sources(paths, page), pictures, shapes_sections(entries)])
+
+
+def _claims(paths: Sequence[Path]) -> str:
+    text = claims_sections(gather(_rows(paths)), CLAIMS)
+    return f"{CLAIMED}\n{text}" if text else ""
+
+
+def _search(paths: Sequence[Path], page: Path) -> str:
+    entries = gather(_rows(paths))
+    if not entries:
+        return ""
+    pictures = _pictures(entries, page, "results-search", search_plot)
+    return "\n".join([SEARCH, _sources(paths, page), pictures, search_sections(entries)])
+
+
+def _digits(paths: Sequence[Path], page: Path) -> str:
+    rows = _rows(paths)
+    if not rows:
+        return ""
+    plot = page.with_name("results-digits.png")
+    digits_plot(rows, plot)
+    picture = f"![Fréchet distances against denoiser calls]({plot.name})\n"
+    return "\n".join([DIGITS, _sources(paths, page), picture, digits_tables(rows)])
+
+
+def _tables(
+    told: str, paths: Sequence[Path], page: Path, tables: Callable[[list[dict[str, Any]]], str]
+) -> str:
+    """A section of tables alone."""
+    rows = _rows(paths)
+    return "\n".join(filter(None, [told, _sources(paths, page), tables(rows)])) if rows else ""
+
+
+def _pictures(
+    entries: Sequence[Entry], page: Path, start: str, plot: Callable[[list[Entry], Path], None]
+) -> str:
+    """Plots of every setting, with the lines that show them."""
+    lines, seen = [], list[str]()
+    for setting in dict.fromkeys(e.setting for e in entries):
+        seen.append(setting.model)
+        count = seen.count(setting.model)
+        path = page.with_name(f"{start}-{setting.model}{f'-{count}' if count > 1 else ''}.png")
+        plot([e for e in entries if e.setting == setting], path)
+        lines.append(f"![accuracy and reward of searches on {setting.model}]({path.name})\n")
+    return "\n".join(lines)
+
+
+def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [row for path in paths for row in read(path)["rows"]]
 
 
@@ -102,7 +192,12 @@ def _by_prompt(path: Path) -> bool:
     return any("per_prompt" in row for row in read(path)["rows"])
 
 
-def _sources(paths: list[Path], page: Path) -> str:
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+def _sources(paths: Sequence[Path], page: Path) -> str:
     """Where the figures come from and how they were made, a line a file."""
     lines = []
     for path in paths:

@@ -48,11 +48,17 @@ def shortened(code):
     """With few steps, half the particles, and a sampler where a line leaves it open."""
     code = re.sub(r"particles=(\d+)", lambda found: f"particles={max(int(found[1]) // 2, 2)}", code)
     code = code.replace("num_inference_steps=25", f"num_inference_steps={STEPS}")
-    return code.replace("sampler=...", "sampler=sampler").replace("nfe=80", "nfe=40")
+    return (
+        code.replace("sampler=...", "sampler=sampler")
+        .replace("nfe=80", "nfe=40")
+        .replace("nfe=300", "nfe=30")
+    )
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "docs" / "pipelines.md", *PAGES], ids=ids
+    "page",
+    [ROOT / "README.md", ROOT / "docs" / "pipelines.md", ROOT / "docs" / "repair.md", *PAGES],
+    ids=ids,
 )
 def test_examples_run(page, given, capsys):
     found = blocks(page, "python")
@@ -93,7 +99,9 @@ def test_every_configuration_is_named_in_the_index_and_on_its_page():
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "docs" / "pipelines.md", *PAGES], ids=ids
+    "page",
+    [ROOT / "README.md", ROOT / "docs" / "pipelines.md", ROOT / "docs" / "repair.md", *PAGES],
+    ids=ids,
 )
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

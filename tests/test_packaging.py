@@ -18,7 +18,7 @@ ALLOWED = {
     "samplers": {"samplers", "steering"},
     "rewards": {"rewards", "steering"},
 }
-REWARDS_MAY = ("steering.reward", "steering.shapes")
+REWARDS_MAY = ("steering.reward", "steering.shapes", "steering.flaws")
 
 
 def imports(path):

@@ -102,6 +102,16 @@ def glass(nfe: int, steps: int) -> Search:
     return search
 
 
+def fk_glass(nfe: int, steps: int) -> Search:
+    """FK steering along GLASS with its 4 inner steps, or fewer where that leaves fewer calls unused."""
+    for inner in (4, 3, 2):
+        k = nfe // (inner * steps)
+        if k > 1 and k * inner * steps >= 0.95 * nfe:
+            break
+    k = candidates(nfe, inner * steps)
+    return FKSteering(particles=k, transition=GLASS(inner=inner), returns="best")
+
+
 def halving(nfe: int, steps: int) -> Search:
     """Best of as many as can be begun, most of them rejected at 30 and 50 % of the way."""
     facts = Facts(steps, steps, budget=Budget(nfe=nfe))
@@ -188,6 +198,7 @@ _PARTICLES: dict[str, tuple[Any, ...]] = {
     "code": (CoDe, 4),
 }
 _DRAWN = ("fk", "svdd")
+_FK_MAX = partial(particles, FKSteering, potential="max")
 #: Searches by family, made for a number of denoiser calls a prompt on a grid of so many steps. What
 #: the calls do not fill is left: the counted NFE are what was spent. A further one is one more entry.
 #: Stochastic ones walk by DDIM(1) on the pipeline's own grid; ``-sde`` by the flow SDE, whose samples
@@ -206,6 +217,9 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
         f"{n}-draw-sde": particles(*_PARTICLES[n], returns="draw", transition=FlowSDE())
         for n in _DRAWN
     },
+    "fk-max": _FK_MAX(),
+    "fk-max-sde": _FK_MAX(transition=FlowSDE()),
+    "fk-glass": fk_glass,
     "dts-draw": lambda nfe, steps: DTS(rollouts=None, nfe=nfe, returns="draw"),
     "adaptive": lambda nfe, steps: AdaptiveBestOfN(candidates(nfe, steps)),
     "halving": halving,
@@ -231,13 +245,15 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
 FLOW_ONLY = ("-sde", "-vp", "-glass")
 #: What is compared if nothing else is asked for.
 DEFAULT = {
-    "shapes-sd": ["base", "best-of-n", "best-of-n-ddim", *_PARTICLES, "rbf"],
+    "shapes-sd": ["base", "best-of-n", "best-of-n-ddim", *_PARTICLES, "fk-max", "rbf"],
     "shapes-flux": [
         "base",
         "best-of-n",
         "best-of-n-sde",
         *(f"{name}-sde" for name in _PARTICLES),
+        "fk-max-sde",
         "fk-vp",
+        "fk-glass",
         "svdd-vp",
         "rbf-sde",
         "rbf-vp",

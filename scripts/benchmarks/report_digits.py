@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.report_digits_claims import orderings
 from benchmarks.report_plots import COLOURS, MARKERS
 from benchmarks.report_tables import number, table
 
@@ -38,6 +39,10 @@ COSTS = {
     "reward_calls": "reward calls",
     "backwards": "backwards",
 }
+ORDERINGS = """\
+Ratios of distances: geometric means over targets, with 95 % intervals by bootstrap over them. A claim
+holds where the interval lies below 1, is reversed where it lies above, open else; it takes five targets.
+"""
 PANELS = {
     "fd": "Fréchet distance to real digits, a run",
     "fd_pooled": "the same, runs pooled",
@@ -54,6 +59,9 @@ def digits_tables(rows: Sequence[Row]) -> str:
                 parts.append(f"### {_title(setting, group)}: {budget} denoiser calls a run\n")
                 shown = [row for row in titled if row["budget"] in (0, budget)]
                 parts.append(_table(shown))
+            claims = orderings(titled)
+            if claims:
+                parts += [f"### {_title(setting, group)}: published orderings\n", ORDERINGS, claims]
     return "\n".join(parts)
 
 
@@ -104,7 +112,7 @@ def _panel(axis: Any, rows: Sequence[Row], measure: str, names: Sequence[str]) -
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         axis.plot(budgets, values, markersize=5, linewidth=1.3, label=name, **style)
     axis.set(xscale="log", yscale="log", xlabel="denoiser calls a run (NFE)")
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=8, which="both")
     axis.grid(alpha=0.3)
 
 

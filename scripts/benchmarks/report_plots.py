@@ -1,8 +1,8 @@
-"""Curves of the comparison on the embedded models."""
+"""Means and intervals of searches at equal cost, a picture a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+import numpy as np
 
 from benchmarks.report import Entry
 from benchmarks.report_tables import REFERENCE
@@ -20,97 +20,89 @@ from steering.statistics import interval
 MARKERS = "sD^v<>PX*ph"
 # without grey, which is the unsteered model's
 COLOURS = [*(plt.get_cmap("tab10")(i) for i in range(10) if i != 7), "#003f5c", "#b8860b"]
-#: endings of variants, and their lines
-VARIANTS = {"-vp": "--", "-glass": ":", "-ddim": "-.", "-sde": "-."}
+MEASURES = ("accuracy", "reward")
 
 
 def shapes_plot(entries: Sequence[Entry], path: Path) -> None:
-    """Accuracy and reward against NFE and against seconds, a row of panels a setting.
+    """Accuracy and reward of every sampler with 95 % intervals, at equal NFE and at equal seconds.
 
-    The band is the 95 % interval of best of N, the grey dotted line the unsteered model. ``-sde`` is
-    left off the names, unless it tells two apart.
+    Vertical lines stand at best of N with as much; the grey dotted one is the unsteered model.
 
     Args:
-        entries: of one or more settings; those at equal seconds are left out.
+        entries: of one setting.
         path: PNG to write.
     """
-    plain = [e for e in entries if e.equal_seconds is None]
-    settings = list(dict.fromkeys(e.setting for e in plain))
-    styles = styled([_labels([e for e in plain if e.setting == s]) for s in settings])
-    figure, axes = plt.subplots(
-        len(settings), 4, figsize=(15, 3.5 * len(settings) + 0.9), squeeze=False
-    )
-    for line, setting in zip(axes, settings, strict=True):
-        own = [e for e in plain if e.setting == setting]
-        panels = [(m, by) for by in ("nfe", "seconds") for m in ("accuracy", "reward")]
-        for axis, (measure, by) in zip(line, panels, strict=True):
-            _panel(axis, own, measure, by, styles)
-            axis.set_title(f"{setting.model}: {measure}", fontsize=10)
-    handles = {}
-    for axis in axes.flat:
-        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    rows = -(-len(handles) // 7)
-    figure.legend(
-        handles.values(), handles.keys(), loc="lower center", ncol=7, fontsize=9, frameon=False
-    )
-    figure.tight_layout(rect=(0, (0.1 + 0.25 * rows) / figure.get_figheight(), 1, 1))
+    plain = [e for e in entries if e.equal_seconds is None and e.sampler != "base"]
+    told = list(dict.fromkeys(e.equal_seconds for e in entries if e.equal_seconds))
+    panels = [("equal NFE", {f"{b} NFE": _at(plain, b) for b in sorted({e.budget for e in plain})})]
+    if told:
+        timed = {f"seconds of {t}": _in_time(entries, plain, t) for t in told}
+        panels.append(("equal seconds", timed))
+    names = _ordered(entries)
+    columns = [(m, *panel) for panel in panels for m in MEASURES]
+    size = (3.6 * len(columns) + 1.5, 0.36 * len(names) + 1.6)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    base = [e for e in entries if e.sampler == "base"]
+    for axis, (measure, title, groups) in zip(axes[0], columns, strict=True):
+        _panel(axis, groups, names, measure)
+        for entry in base:
+            axis.axvline(entry.mean(measure), color="gray", linestyle=":")
+        axis.set_title(f"{measure}, {title}", fontsize=10)
+    axes[0][0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0][0].invert_yaxis()
+    figure.suptitle(f"{entries[0].setting.model}: 95 % intervals over prompts", fontsize=11)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a PNG and close the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _labels(entries: Sequence[Entry]) -> dict[str, str]:
-    """What each sampler is called: without its ``-sde``, unless that is another one's name."""
-    names = dict.fromkeys(e.sampler for e in entries if e.sampler != "base")
-    short = {name: name.removesuffix("-sde") for name in names}
-    return {n: n if short[n] != n and short[n] in names else short[n] for n in names}
+def error_bars(entries: Sequence[Entry], measure: str) -> np.ndarray:
+    """Distances of the interval's ends from the means ``(2, len(entries))``."""
+    ends = [interval(e.values[measure], share=measure == "accuracy") for e in entries]
+    means = [e.mean(measure) for e in entries]
+    gaps = [(max(m - low, 0), max(high - m, 0)) for m, (low, high) in zip(means, ends, strict=True)]
+    return np.array(gaps).T
 
 
-def styled(labels: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """Colour and marker by family, line by variant, for each label of any setting."""
-    known = list(dict.fromkeys(label for of in labels for label in of.values()))
-    stems = list(dict.fromkeys(_stem(label) for label in known if _stem(label) != REFERENCE))
-    styles = {}
-    for label in known:
-        i = stems.index(_stem(label)) if _stem(label) in stems else -1
-        styles[label] = {
-            "color": "black" if i < 0 else COLOURS[i % len(COLOURS)],
-            "marker": "o" if i < 0 else MARKERS[i % len(MARKERS)],
-            "linestyle": VARIANTS.get(label.removeprefix(_stem(label)), "-"),
-            "linewidth": 2.2 if label == REFERENCE else 1.3,
-            "zorder": 3 if label == REFERENCE else 2,
-        }
-    return styles
+def _at(plain: Sequence[Entry], budget: int) -> list[Entry]:
+    return [e for e in plain if e.budget == budget]
 
 
-def _stem(label: str) -> str:
-    """The family of a variant."""
-    return next((label.removesuffix(v) for v in VARIANTS if label.endswith(v)), label)
+def _in_time(entries: Sequence[Entry], plain: Sequence[Entry], told: str) -> list[Entry]:
+    """Entries given the seconds of a reference, and the reference."""
+    name, _, nfe = told.partition(":")
+    reference = [e for e in plain if (e.sampler, str(e.budget)) == (name, nfe)]
+    return reference + [e for e in entries if e.equal_seconds == told]
 
 
-def _panel(axis: Any, entries: Sequence[Entry], measure: str, by: str, styles: Any) -> None:
-    def at(entry: Entry) -> float:
-        return entry.seconds if by == "seconds" else entry.mean("nfe")
+def _ordered(entries: Sequence[Entry]) -> list[str]:
+    """Names by reward at the largest budget that they have, the best first."""
+    last = {
+        e.sampler: (e.budget, e.mean("reward"))
+        for e in sorted(entries, key=lambda e: (e.equal_seconds is None, e.budget))
+        if e.sampler != "base"
+    }
+    return sorted(last, key=lambda name: (-last[name][0], -last[name][1]))
 
-    for entry in entries:
-        if entry.sampler == "base":
-            axis.axhline(entry.mean(measure), color="gray", linestyle=":", label="base")
-    for name, label in _labels(entries).items():
-        own = sorted((e for e in entries if e.sampler == name), key=at)
-        x, y = [at(e) for e in own], [e.mean(measure) for e in own]
-        axis.plot(x, y, markersize=5, label=label, **styles[label])
-        if name == REFERENCE:
-            ends = [interval(e.values[measure]) for e in own]
-            axis.fill_between(x, *zip(*ends, strict=True), color="black", alpha=0.1, linewidth=0)
-    axis.set(
-        xscale="log",
-        xlabel="denoiser calls a prompt (NFE)" if by == "nfe" else "seconds a prompt",
-    )
-    if by == "nfe":
-        axis.set_xticks(sorted({e.budget for e in entries if e.sampler != "base"}))
-    else:
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_locator(NullLocator())
+
+def _panel(axis: Any, groups: dict[str, list[Entry]], names: Sequence[str], measure: str) -> None:
+    for i, (label, found) in enumerate(groups.items()):
+        own = [e for e in found if measure in e.values]
+        if not own:
+            continue
+        shift = 0.22 * (i - (len(groups) - 1) / 2)
+        y = [names.index(e.sampler) + shift for e in own]
+        x, bars = [e.mean(measure) for e in own], error_bars(own, measure)
+        style = {"color": COLOURS[i], "marker": "o", "markersize": 4, "capsize": 2}
+        axis.errorbar(x, y, xerr=bars, linestyle="none", label=label, **style)
+        for reference in (e for e in own if e.sampler == REFERENCE):
+            axis.axvline(reference.mean(measure), color=COLOURS[i], linewidth=0.8, alpha=0.6)
+    axis.legend(fontsize=7, loc="best")
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)

@@ -42,8 +42,6 @@ def spread(mean: float, low: float, high: float, digits: int) -> str:
 
 def shapes_sections(entries: Sequence[Entry]) -> str:
     """All tables of the comparison, a section a setting and budget."""
-    if not entries:
-        return ""
     parts = []
     for setting in dict.fromkeys(e.setting for e in entries):
         own = [e for e in entries if e.setting == setting]
@@ -52,17 +50,26 @@ def shapes_sections(entries: Sequence[Entry]) -> str:
         searched = [e for e in plain if e.sampler != "base"]
         for budget in sorted({e.budget for e in searched}):
             here = [e for e in searched if e.budget == budget]
-            parts.append(f"### {_title(setting)}: {budget} denoiser calls a prompt\n")
+            parts.append(f"### {setting_title(setting)}: {budget} denoiser calls a prompt\n")
             parts.append(figures(base + here))
             parts.append(_against(here))
-        for told in dict.fromkeys(e.equal_seconds for e in own if e.equal_seconds):
-            timed = [e for e in own if e.equal_seconds == told]
-            parts.append(f"### {_title(setting)}: the seconds of {told}\n")
-            parts.append(_equal_seconds(timed, plain, told))
+        parts.append(seconds_sections(own))
+    return "\n".join(filter(None, parts))
+
+
+def seconds_sections(entries: Sequence[Entry]) -> str:
+    """Tables at equal seconds, of one setting; empty where there are no such rows."""
+    plain = [e for e in entries if e.equal_seconds is None]
+    parts = []
+    for told in dict.fromkeys(e.equal_seconds for e in entries if e.equal_seconds):
+        timed = [e for e in entries if e.equal_seconds == told]
+        parts.append(f"### {setting_title(timed[0].setting)}: the seconds of {told}\n")
+        parts.append(_equal_seconds(timed, plain, told))
     return "\n".join(parts)
 
 
-def _title(setting: Setting) -> str:
+def setting_title(setting: Setting) -> str:
+    """What rows of a setting share, in words."""
     shared = f", {setting.processes} processes at once" if setting.processes > 1 else ""
     precision = f", {setting.dtype}" if setting.dtype != "float32" else ""
     return (
@@ -79,13 +86,14 @@ def figures(entries: Sequence[Entry]) -> str:
     lines = []
     for e in entries:
         cells = [f"`{e.sampler}`", f"{len(e.prompts)} x {e.setting.seeds}"]
-        cells += [_measured(e, m) for m in measures]
+        cells += [measured(e, m) for m in measures]
         cells += [number(e.mean(c), 0) for c in COSTS]
         lines.append([*cells, number(e.seconds, 3)])
     return table(head, lines)
 
 
-def _measured(entry: Entry, measure: str) -> str:
+def measured(entry: Entry, measure: str) -> str:
+    """Mean over prompts and its interval; a dash where it was not measured."""
     values = entry.values.get(measure)
     if values is None:
         return "-"

@@ -23,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from steering.command.compare import check_samplers, compare, report
     from steering.command.demo import demo
     from steering.command.generate import RewardFacts, check_early, generate, plan
+    from steering.command.repair import repair
 
     actions: dict[str, Callable[..., int]] = {
         "generate": generate,
+        "repair": repair,
         "compare": compare,
         "report": report,
         "plan": plan,
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(resolve_names(argv))
         wanted = options.get(options.command)
-        if options.command in ("generate", "compare"):
+        if options.command in ("generate", "repair", "compare"):
             pipeline = PipelineOptions(
                 **{k: v for k, v in vars(wanted.pipeline).items() if not k.startswith("__")}
             )
@@ -67,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_configs() -> int:
-    """List the pipelines, samplers and rewards that are known by name."""
-    for group in ("pipeline", "sampler", "reward"):
+    """List the pipelines, samplers, rewards and planners that are known by name."""
+    for group in ("pipeline", "sampler", "reward", "planner"):
         print(f"{group}: {', '.join(names(group))}")
     return 0
 

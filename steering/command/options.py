@@ -18,6 +18,7 @@ GROUPS = {
     "sampler": "sampler",
     "reward": "reward",
     "held_out": "reward",
+    "planner": "planner",
 }
 
 

@@ -47,6 +47,7 @@ class Seen:
         x: Horizontal centre in pixels from the left.
         y: Vertical centre in pixels from the top.
         match: Correlation with the best template, at most 1.
+        box: Its pixels' extent (left, top, right, bottom), the last two exclusive.
     """
 
     shape: str | None
@@ -54,6 +55,7 @@ class Seen:
     x: float
     y: float
     match: float
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def verify(images: Tensor, prompts: Sequence[str]) -> torch.BoolTensor:
@@ -135,8 +137,12 @@ def see(images: Tensor) -> list[list[Seen]]:
     colours = _name_colours(paint)
     vectors, centres = _normalise(labels, offset, paint, kept)
     shapes, best = _name_shapes(vectors)
+    extents = ndimage.find_objects(labels)
     for i, (row, x, y) in enumerate(centres):
-        result[int(row)].append(Seen(shapes[i], colours[i], float(x), float(y), float(best[i])))
+        _, down, across = extents[kept[i] - 1]
+        box = (across.start, down.start, across.stop, down.stop)
+        found = Seen(shapes[i], colours[i], float(x), float(y), float(best[i]), box)
+        result[int(row)].append(found)
     return result
 
 

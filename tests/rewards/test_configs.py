@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from rewards import RewardModel
 from steering.reward import Reward
@@ -29,7 +29,8 @@ def test_configurations_parse(file, kind):
     parsed = parse(kind, config)
     assert parsed.class_path == config["class_path"]
     for option, value in config.get("init_args", {}).items():
-        assert parsed.init_args[option] == value
+        found = parsed.init_args[option]
+        assert (found.as_dict() if isinstance(found, Namespace) else found) == value
 
 
 def test_the_usual_ones_are_there():

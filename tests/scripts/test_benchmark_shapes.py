@@ -362,13 +362,15 @@ def test_the_page_shows_every_table_and_the_discussion(folder):
     )
     assert "the seconds of best-of-n:250" in text
     assert "| `svdd` | 125 | .50 |" in text, "given half the calls, it took half the time"
-    assert "| `smc-ess` | .023 ± .003 |" in text, "of one cell the later file counts"
+    assert "| `smc-ess` | .023 ± .003 | missing |" in text, "of one cell the later file counts"
     assert "| `smc-ess` | 1.01 ± .02*; 12.8 |" in text
     assert "| `smc-ess` | -; - |" in text
     assert "| flow / ode | .860 | .930 |" in text
     assert "[shapes-made-up.json](results/shapes-made-up.json)" in text
     assert "shapes-old" not in text
-    assert (folder.parent / "results-shapes.png").stat().st_size > 10_000
+    for model in ("shapes-sd", "shapes-flux"):
+        assert f"](results-{model}.png)" in text
+        assert (folder.parent / f"results-{model}.png").stat().st_size > 10_000
     script.write(folder, page)
     assert page.read_text() == text
 
