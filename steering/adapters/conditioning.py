@@ -198,14 +198,7 @@ class Encoder:
         They are those of the prompt alone, unless the generator decided some of them too (noise of
         an encoded picture).
         """
-        alone = self._pieces(plan, rows)
-        try:
-            drawn = plan.split(step.calls, len(rows))
-        except Refusal:  # a single row may be built otherwise than several
-            return alone
-        return [
-            own if _drawn(own, known) else known for own, known in zip(drawn, alone, strict=True)
-        ]
+        return drawn_pieces(plan, step, self._pieces(plan, rows))
 
     def _first_step(
         self,
@@ -232,6 +225,15 @@ class Encoder:
 
 def _handle(plan: Plan, pair: Pair, pieces: Pieces) -> Handle:
     return Handle(pair[0], plan, pieces, signature_for(pieces, id(plan)))
+
+
+def drawn_pieces(plan: Plan, step: FirstStep, alone: list[Pieces]) -> list[Pieces]:
+    """Pieces of the rows of a step: as of their prompts alone, unless random numbers decided some."""
+    try:
+        drawn = plan.split(step.calls, len(alone))
+    except Refusal:  # a single row may be built otherwise than several
+        return alone
+    return [own if _drawn(own, known) else known for own, known in zip(drawn, alone, strict=True)]
 
 
 def _drawn(own: Pieces, known: Pieces) -> bool:

@@ -59,7 +59,7 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - not only refusals: a probe may break a pipeline
-        closed, why = [error], f"replay refuses it: {error}"
+        closed, why = [error], f"replay refuses it: {_said(error)}"
     try:
         return InvertedModel(pipe, call, why)
     except torch.OutOfMemoryError:
@@ -67,7 +67,7 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
     except Exception as error:  # noqa: BLE001
         closed.append(error)
     try:
-        return BlackBoxModel(pipe, call, f"{why}; its own loop does not serve: {closed[1]}")
+        return BlackBoxModel(pipe, call, f"{why}; its own loop does not serve: {_said(closed[1])}")
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -78,6 +78,11 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
             f"{replay}; nor does its own loop serve: {loop}; nor can it be a black box: {box}"
         ) from replay
     raise next(error for error in closed if not isinstance(error, Refusal)) from closed[0]
+
+
+def _said(error: Exception) -> str:
+    """A refusal as it is; with its kind what broke a probe."""
+    return str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
 
 
 _OTHERS: dict[str, type[InvertedModel] | type[BlackBoxModel]] = {
