@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters import BlackBoxModel, Door, Entered, enter
+from steering.adapters import BlackBoxModel, Door, Entered, InvertedModel, enter
 from steering.adapters.cheap_decode import CheapDecode
 from steering.adapters.doors import check_door, key_of
 from steering.cost import Budget, Usage
@@ -274,12 +274,12 @@ class SteeredPipeline:
         return self._models[key]
 
     def _facts(self, call: Mapping[str, Any]) -> tuple[int, int]:
-        """Transitions and scheduler calls: as a black box counted them, else by the scheduler."""
+        """Transitions and scheduler calls: as a call was seen to make them, else by the scheduler."""
         call = {"output_type": "pil", **call}
         known = self._models.get(key_of(self.pipe, call))
         if known is None and self.door == "black-box":
             known = self.model(**call)
-        if isinstance(known, BlackBoxModel):
+        if isinstance(known, BlackBoxModel | InvertedModel):
             return known.grid.steps, known.scheduler_calls()
         return scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
 

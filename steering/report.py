@@ -62,6 +62,8 @@ class SteeredRun:
         try:
             yield from self.engine.run(self.jobs)
         finally:  # networks that the user offloads are left where the pipeline's own call leaves them
+            if isinstance(self.model, InvertedModel):
+                self.model.close()
             self.model.pipe.maybe_free_model_hooks()
 
     def report(self, results: Sequence[JobResult]) -> SteeringReport:

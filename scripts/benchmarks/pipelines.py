@@ -4,11 +4,11 @@ Each pipeline is built from configurations with random weights, those that start
 own call is followed by its own scheduler; then the model that the automatic choice of door makes of it
 is carried by a copy of that scheduler from the same start. ``max_diff`` is the largest difference of any
 number of any state on the way, over the largest number of that state where that is above 1
-(``max_abs_diff``: over nothing); ``decode_diff`` is that of the media of the last state, in [0, 1]. ``depends`` says how far the
-pipeline's prediction moves with the latents, the time, the prompt, and the picture or embedding given
-beside it: without that, agreement would mean nothing. ``mixed_diff`` compares rows of two prompts at two
-times, handed over together, with each alone; ``per_row_time`` and ``mixed_prompts`` say whether such
-rows share one call of the network.
+(``max_abs_diff``: over nothing); ``decode_diff`` is that of the media of the last state, in [0, 1].
+``depends`` says how far the pipeline's prediction moves with the latents, the time, the prompt, and the
+picture or embedding given beside it: without that, agreement would mean nothing. ``mixed_diff`` compares
+rows of two prompts at two times, handed over together, with each alone; ``per_row_time`` and
+``mixed_prompts`` say whether such rows share one call of the network.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
         raise Refusal(
             f"{replay}; nor does its own loop serve: {loop}; nor can it be a black box: {box}"
         ) from replay
-    raise next(error for error in closed if not isinstance(error, Refusal)) from closed[0]
+    broken = next(error for error in closed if not isinstance(error, Refusal))
+    raise broken from (None if broken is closed[0] else closed[0])
 
 
 def _said(error: Exception) -> str:

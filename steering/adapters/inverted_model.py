@@ -112,6 +112,10 @@ class InvertedModel:
         self._cheap = None if policy is None else policy.fit(self)
         return self
 
+    def close(self) -> None:
+        """End the suspended calls of the pipeline; the next request begins others."""
+        self._turns.close()
+
     def fix_batch(self, fixed: bool) -> None:
         """Give every turn of the loop the same number of rows, or as few as serve."""
         self._turns.fixed = fixed

@@ -120,7 +120,7 @@ def _times_of(recording: Recording) -> list[Time]:
         raise Refusal(
             "the pipeline does not visit all times that its scheduler lists (as image-to-image does, "
             "which starts part-way from a picture); only pipelines that start from noise can be "
-            "steered"
+            "replayed"
         )
     for early, late in itertools.pairwise(steps):
         if not same(early.returned.to(late.sample.dtype), late.sample):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import threading
 from collections import OrderedDict
@@ -38,7 +39,7 @@ class Asked:
     pair: Pair
     random: tuple[torch.device, Tensor] | None = None
 
-    @property
+    @functools.cached_property
     def key(self) -> Hashable:
         """Equal for rows whose calls are alike."""
         if self.random is None:

@@ -24,11 +24,12 @@ class OwnState:
         self._pipe = pipe
         self._random = _random_state()
         self._processors: Processors = {}
+        self._exchanges = True  # until a turn shows that the call leaves processors alone
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """The call's own states; the surroundings' come back at the end."""
-        networks = networks_of(self._pipe)
+        networks = networks_of(self._pipe) if self._exchanges else {}
         random, processors = _random_state(), processors_of(networks)
         vae = getattr(self._pipe, "vae", None)
         dtype = getattr(vae, "dtype", None)
@@ -44,6 +45,7 @@ class OwnState:
             self._random = _random_state()
             _set_random(random)
             self._processors = put_back(networks, processors)
+            self._exchanges = bool(self._processors)
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

@@ -117,7 +117,9 @@ class LoopTurns:
             loop = self._pool.any(handle.asked, rows).loop
             turn = loop.predict(given, self._told(time), factor=factor)
         else:
-            turn = self._in_sequence(given, own, time, handle.asked, factor)
+            loop, turn = self._in_sequence(given, own, time, handle.asked, factor)
+        if torch.is_grad_enabled():
+            loop.close()  # its frame would hold the graph
         self._calls.tally.asked += len(x)
         self._calls.tally.padding += rows - len(x)
         seen = self._facts.taken(turn.sample)[: len(x)].float()
@@ -140,14 +142,15 @@ class LoopTurns:
 
     def _in_sequence(
         self, given: Tensor, own: Tensor, time: Time, asked: Asked, factor: float
-    ) -> Turn:
-        """The turn whose number is that of the time."""
+    ) -> tuple[InvertedLoop, Turn]:
+        """The turn whose number is that of the time, and its loop."""
         if time.model_t not in self._listed:
             raise ValueError(f"the loop counts its turns and knows no time {time.model_t}")
         position = self._listed.index(time.model_t)
         if position:
             kept = self._pool.at(position, asked, len(own))
-            return kept.loop.predict(given, self._facts.visited[position], factor=factor)
+            told = self._facts.visited[position]
+            return kept.loop, kept.loop.predict(given, told, factor=factor)
         assert self._start.latents is not None
         latents = (own / self._start.latents).to(self._facts.dtype)
         kept = Open(*self._begin(asked, len(own), dry=False, latents=latents))
@@ -156,7 +159,11 @@ class LoopTurns:
         if not relative(turn.sample, given) <= 4 * tolerance(self._facts.dtype):
             raise RuntimeError("the pipeline did not start from the latents= that it was given")
         self._pool.keep(asked, len(own), kept)
-        return turn
+        return kept.loop, turn
+
+    def close(self) -> None:
+        """End all suspended calls; the next turn begins others."""
+        self._pool.close()
 
     def _own_first(self, handle: LoopHandle) -> Tensor:
         loop, _ = self._calls.begin(handle.asked, 1, "prompts")

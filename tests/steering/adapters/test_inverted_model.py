@@ -164,7 +164,8 @@ def test_gradients_pass_as_through_replay(tiny):
 
 
 @pytest.mark.parametrize(
-    "sampler", [FKSteering(particles=2, start=1, every=1), BestOfN(n=2, solver=DDIM(0.0)), ReNO()]
+    "sampler",
+    [FKSteering(particles=2, start=1, every=1), BestOfN(n=2, solver=DDIM(0.0)), ReNO(iterations=3)],
 )
 def test_searches_of_every_kind_run(tiny, sampler):
     pipe, call = control(tiny)
