@@ -25,6 +25,7 @@ from steering.adapters.capture import twin_of
 from steering.adapters.checks import Refusal
 from steering.adapters.loop_networks import LoopNetworks
 from steering.adapters.loop_state import OwnState
+from steering.adapters.loop_times import linked
 from steering.adapters.stand import StepOutput, patch
 
 _OWN = ("step", "set_timesteps", "scale_model_input")
@@ -196,7 +197,7 @@ class InvertedLoop:
             set_timesteps(*args, **kwargs)
             self.grid = torch.as_tensor(scheduler.timesteps).clone()
             self._clean = self._unpatched()
-            scheduler.timesteps = _linked(self.grid.clone(), self)
+            scheduler.timesteps = linked(self.grid.clone(), self)
 
         patch(scheduler, "set_timesteps", listed)
         patch(scheduler, "step", self._step)
@@ -253,56 +254,3 @@ class InvertedLoop:
         """The pipeline begins to iterate over these times."""
         self.began, self.visited, self.now = True, times.clone(), times[0]
         self._networks.loop_begins()
-
-
-class _Times(torch.Tensor):
-    """The scheduler's times, which iterate as the driver wants; operations give plain tensors."""
-
-    loop: InvertedLoop
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-    def _plain(self) -> Tensor:
-        return self.as_subclass(torch.Tensor)
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        return _linked(self._plain().to(*args, **kwargs), self.loop)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        loop = self.loop
-        if self.ndim == 0 or loop.began:
-            yield from self._plain()
-            return
-        loop.begin(self._plain())
-        assert loop.now is not None
-        yield loop.now
-        while loop.after is not None:
-            loop.before, loop.now, loop.stepped = loop.now, loop.after, False
-            yield loop.now
-
-    def __len__(self) -> int:
-        loop, listed = self.loop, len(self._plain())
-        if not loop.stepped:
-            return listed
-        return loop.turns if loop.after is None else max(listed, loop.turns + 1)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Entries beside the running one are the times before and after it, wherever those lie."""
-        loop = self.loop
-        if loop.began and isinstance(index, int) and index >= 0:
-            running = loop.turns - 1 if loop.stepped else loop.turns
-            found = {running - 1: loop.before, running: loop.now, running + 1: loop.after}
-            if found.get(index) is not None:
-                return found[index]
-        part = self._plain()[index]
-        tail = isinstance(index, slice) and index.stop is None and index.step is None
-        return _linked(part, loop) if tail else part  # image-to-image goes on from a tail
-
-
-def _linked(times: Tensor, loop: InvertedLoop) -> _Times:
-    linked = times.as_subclass(_Times)
-    linked.loop = loop
-    return linked

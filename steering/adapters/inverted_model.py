@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters.asking import Pair, ask
-from steering.adapters.capture import arguments, quiet_generator
+from steering.adapters.asking import ask
+from steering.adapters.capture import quiet_generator
 from steering.adapters.cheap_decode import CheapDecode, Decode
 from steering.adapters.checks import (
     Refusal,
@@ -21,10 +21,11 @@ from steering.adapters.checks import (
 from steering.adapters.decode import Decoder, by_tail
 from steering.adapters.levels import Levels
 from steering.adapters.loop_facts import learn_loop
+from steering.adapters.loop_prompts import LoopHandle, started
 from steering.adapters.loop_rows import Asked, LoopCalls
 from steering.adapters.loop_start import learn_loop_start
 from steering.adapters.loop_tail import LoopTail
-from steering.adapters.loop_turns import LoopHandle, LoopTurns
+from steering.adapters.loop_turns import LoopTurns
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.scheduling import PipelineSchedule
@@ -208,38 +209,10 @@ class InvertedModel:
         ask(self.pipe, pairs)  # names what is no class, before any work
         rows = [pair for pair in pairs for _ in range(images_per_prompt)]
         if generator is None and latents is None:
-            return [LoopHandle(Asked(pair), id(self)) for pair in rows]
-        return self._started(pairs, images_per_prompt, generator, latents)
-
-    def _started(
-        self, pairs: list[Pair], images: int, generator: Any, latents: Tensor | None
-    ) -> list[LoopHandle]:
-        """Handles that know where the pipeline itself starts, from its one own call for all."""
-        generators = generator if isinstance(generator, list) else [generator] if generator else []
-        stood = [g.get_state() for g in generators]
-        rows = [pair for pair in pairs for _ in range(images)]
-        kwargs = arguments(
-            self.pipe,
-            self._call,
-            generator=generator or quiet_generator(),
-            latents=latents,
-            return_dict=True,
-            **ask(self.pipe, pairs, images),
+            return [LoopHandle(Asked(pair), id(self._calls)) for pair in rows]
+        return started(
+            self._calls, self._facts, self._call, pairs, images_per_prompt, generator, latents
         )
-        key = (tuple(pairs), images)
-        loop, _ = self._calls.start(kwargs, len(rows), key, dry=True)
-        with loop:
-            states = self._facts.taken(loop.first.sample).float()
-        if len(states) != len(rows):
-            raise Refusal(f"{len(rows)} prompts and images became {len(states)} states")
-        handles = []
-        for i, pair in enumerate(rows):
-            handle = LoopHandle(Asked(pair), id(self), states[i : i + 1])
-            if len(generators) == len(rows):  # one shared generator serves all rows at once
-                handle.asked = Asked(pair, (generators[i].device, stood[i]))
-                handle.noise_state = generators[i].device, generators[i].get_state()
-            handles.append(handle)
-        return handles
 
     def denoise(
         self, x_t: Tensor, times: Sequence[Time], conditioning: Sequence[LoopHandle]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,30 +13,12 @@ from steering.adapters.inverted import InvertedLoop, Turn
 from steering.adapters.levels import Levels
 from steering.adapters.loop_facts import LoopFacts
 from steering.adapters.loop_networks import LoopNetworks
+from steering.adapters.loop_prompts import LoopHandle
 from steering.adapters.loop_rows import Asked, LoopCalls, Open, Pool
 from steering.adapters.loop_start import LoopStart
 from steering.times import Time
 
 _MOST_ROWS = 8  # rows of a call; more would mostly be padding
-
-
-@dataclass(eq=False)
-class LoopHandle:
-    """One prompt, as the pipeline's own call takes it.
-
-    Attributes:
-        asked: what its rows ask for.
-        signature: equal for rows that may be handed over together.
-        initial: state ``(1, *shape)`` that the pipeline would start from, or None.
-        noise_state: state of the user's generator after that draw, where it serves this row alone.
-        first: the pipeline's own prediction of that state, once it was asked for.
-    """
-
-    asked: Asked
-    signature: int
-    initial: Tensor | None = None
-    noise_state: tuple[torch.device, Tensor] | None = None
-    first: Tensor | None = None
 
 
 class LoopTurns:

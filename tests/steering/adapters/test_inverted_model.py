@@ -8,10 +8,12 @@ import torch
 from as_found import state_of
 
 from rewards import PythonFunction
-from samplers import BestOfN, FKSteering, ReNO
+from samplers import BestOfN, FKSteering, ReNO, ZeroOrder
 from steering import DDIM, SteeredPipeline
 from steering.adapters import InvertedModel, Refusal, enter
+from steering.live import Job, new_problem
 from steering.model import Stage
+from steering.reward import Item
 
 CALL = {"num_inference_steps": 4}
 PICTURE = PIL.Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
@@ -248,3 +250,20 @@ def test_classes_are_named_by_number_or_name(tiny):
     torch.testing.assert_close(*both)
     with pytest.raises(Refusal, match=r"number or the name.*'rings' \(did you mean 'ring'"):
         model.encode(["rings"])
+
+
+def test_searches_over_noise_move_around_the_picture(tiny):
+    pipe, call = from_picture(tiny)
+    model = InvertedModel(pipe, call)
+    job = Job(Item("a cat"), "key", BestOfN(n=1), model.encode(["a cat"])[0])
+    problem = new_problem(job, model, 1)
+    z = torch.randn(3, *model.shape, generator=seeded())
+    x = problem.started(z)
+    torch.testing.assert_close(problem.unit(x), z, rtol=0, atol=1e-5)
+    torch.testing.assert_close(x, model.origin + model.initial_std * z)
+    fresh = problem.unit(problem.initial(range(64)))
+    assert abs(float(fresh.mean())) < 0.05
+    assert abs(float(fresh.std()) - 1) < 0.05
+    search = ZeroOrder(rounds=1, neighbours=2)
+    out = steered(pipe, search)("a cat", output_type="pt", **call)
+    assert out.steering.settings["door"] == "inverted"
