@@ -196,8 +196,8 @@ class EvoSearch(Search):
         noise = problem.noise("mutation", mutants, i)
         mutated = x_t[len(elites) :]
         if i == 0:
-            mutated = math.sqrt(1 - self.beta**2) * mutated
-            mutated = mutated + self.beta * problem.initial_std * noise
+            kept = math.sqrt(1 - self.beta**2) * problem.unit(mutated)
+            mutated = problem.started(kept + self.beta * noise)
         else:
             std = DDIM(1.0).std(problem.grid[i - 1], problem.grid[i])
             mutated = mutated + self.spread * std * noise

@@ -112,12 +112,11 @@ class PCNL(InitialNoise):
         """One Metropolis-Hastings move of every chain."""
         chains = len(point.x_t)
         noise = problem.noise("start proposal", range(chains), move)
-        unit = problem.initial_std
         drift = self._drift(problem, point)
         size = math.sqrt(1 - self.rho**2)
-        x_t = self.rho * point.x_t + unit * size * (noise + drift)
+        x_t = problem.started(self.rho * problem.unit(point.x_t) + size * (noise + drift))
         new = yield from predicted(problem, x_t, gradient=self.gradients)
-        back = (point.x_t - self.rho * new.x_t) / (unit * size)
+        back = (problem.unit(point.x_t) - self.rho * problem.unit(new.x_t)) / size
         ahead = noise + drift
         log_ratio = (
             tilt(new.reward, problem.lam)

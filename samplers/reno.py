@@ -89,7 +89,7 @@ class ReNO(Search):
         settings = self.plan(problem.facts).settings
         chains, iterations = settings["chains"], settings["iterations"]
         pool, complete = Pool(keep_all=self.returns == "all"), True
-        z = problem.initial(range(chains)) / problem.initial_std
+        z = problem.unit(problem.initial(range(chains)))
         velocity = torch.zeros_like(z)
         problem.trace.record(**settings)
         for n in range(iterations):
@@ -98,7 +98,7 @@ class ReNO(Search):
                 complete = False
                 break
             last = n == iterations - 1
-            x_t = problem.initial_std * z
+            x_t = problem.started(z)
             draws = range(n * chains, (n + 1) * chains)
             x_0 = yield Rollout(x_t, 0, self.solver, list(draws), keep_graph=not last)
             scores = yield Score(x_0, Stage.FINAL, grad_to=None if last else x_t)

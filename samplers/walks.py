@@ -100,7 +100,8 @@ def regenerated(
 
     x_t = walk.states[i]
     if i == 0:
-        x_t = _mixed(x_t, problem.initial_std * problem.noise("proposal", draws, 0), keep)
+        proposed = problem.noise("proposal", draws, 0)
+        x_t = problem.started(_mixed(problem.unit(x_t), proposed, keep))
     new = yield from walked(
         problem, transition, i, x_t, noise, stored=walk.states, keep_noise=keep > 0
     )

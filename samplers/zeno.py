@@ -93,14 +93,14 @@ class ZeNO(Search):
         settings = self.plan(problem.facts).settings
         chains, samples = settings["chains"], settings["samples"]
         pool, serial = Pool(keep_all=self.returns != "best"), itertools.count(chains)
-        centres, complete = problem.initial(range(chains)) / problem.initial_std, True
+        centres, complete = problem.unit(problem.initial(range(chains))), True
         problem.trace.record(**settings)
         for n in range(settings["rounds"]):
             draws = [next(serial) for _ in range(chains * samples)]
             half = problem.noise("perturbation", draws[::2], n).unflatten(0, (chains, -1))
             z = torch.cat([half, -half], 1)  # (chains, samples, *shape)
             keep, size = math.sqrt(1 - self.step), math.sqrt(self.step)
-            x_t = problem.initial_std * (keep * centres[:, None] + size * z).flatten(0, 1)
+            x_t = problem.started((keep * centres[:, None] + size * z).flatten(0, 1))
             places = yield from finished(problem, pool, x_t, draws, self.solver, self.in_flight)
             if len(places) < len(draws):
                 problem.trace.record(event="out of time")
@@ -113,7 +113,7 @@ class ZeNO(Search):
             problem.trace.record(round=n + 1, reward=reward.mean(1), best=pool.values.max())
         last: list[int] = []
         if complete:
-            x_t, draws = problem.initial_std * centres, list(range(chains))
+            x_t, draws = problem.started(centres), list(range(chains))
             last = yield from finished(problem, pool, x_t, draws, self.solver, self.in_flight)
         return self._outcome(problem, pool, last, complete=len(last) == chains)
 

@@ -99,7 +99,7 @@ class ZeroOrder(Search):
             draws = [next(serial) for _ in range(chains * neighbours)]
             around = pivots.repeat_interleave(neighbours, 0)
             noise = problem.noise("neighbour", draws, n)
-            x_t = neighbours_of(around, noise, self.cosine)
+            x_t = problem.started(neighbours_of(problem.unit(around), noise, self.cosine))
             found = yield from finished(problem, pool, x_t, draws, self.solver, self.in_flight)
             value = pool.values
             for row, place in enumerate(found):

@@ -3,6 +3,7 @@
     python scripts/benchmark.py exactness --json outputs/exactness.json --quick
     python scripts/benchmark.py shapes --json outputs/shapes.json --quick
     python scripts/benchmark.py overhead --json outputs/overhead.json
+    python scripts/benchmark.py pipelines --json outputs/pipelines.json
     python scripts/benchmark.py flows --json outputs/flows.json --quick
     python scripts/benchmark.py digits --json outputs/digits.json --quick
     python scripts/benchmark.py chain-laws
@@ -23,6 +24,7 @@ from benchmarks import (
     flows,
     overhead,
     overoptimisation,
+    pipelines,
     repair,
     rewards,
     shapes,
@@ -35,6 +37,7 @@ COMMANDS = {
     "exactness": exactness,
     "shapes": shapes,
     "overhead": overhead,
+    "pipelines": pipelines,
     "flows": flows,
     "chain-laws": chain_laws,
     "digits": digits,

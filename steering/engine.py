@@ -105,6 +105,8 @@ class Engine:
             raise ValueError(f"non_finite must be 'error' or 'zero_weight', got {non_finite!r}")
         self.model, self.reward, self.held_out = model, reward, dict(held_out or {})
         self.deterministic, self.threads = deterministic, threads
+        if hasattr(model, "fix_batch"):
+            model.fix_batch(deterministic)
         cap = batch_size or (16 if model.device.type == "cpu" else 32)
         self.packer = Packer(cap, bucket if deterministic else None, self._shrunk)
         self.stopwatch = Stopwatch(model.device)

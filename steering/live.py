@@ -219,6 +219,7 @@ def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
         trace=Trace(),
         usage=Usage(),
         initial_std=model.initial_std,
+        origin=getattr(model, "origin", None),
         given=getattr(job.conditioning, "initial", None),
         spread=job.spread,
         at=model.at,

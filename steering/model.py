@@ -28,6 +28,10 @@ class Meaning(enum.Enum):
     CONSISTENCY_MAP = "consistency map"  #: LCM and other distilled models
 
 
+#: Schedulers of networks that jump to a sample instead of predicting a mean.
+CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
+
+
 @dataclass(frozen=True)
 class Abilities:
     """What a model can do; a search that needs what is missing is refused before any work.

@@ -39,7 +39,7 @@ class BaseSamples(Search):
 
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         draws = range(self.n)
-        x_t = problem.noise("initial", draws, 0) * problem.initial_std
+        x_t = problem.started(problem.noise("initial", draws, 0))
         x_0 = yield Rollout(x_t, draws=draws)
         scores = yield Score(x_0, Stage.FINAL)
         return Outcome(x_0, scores, torch.zeros(self.n, dtype=torch.float64), chosen=[])

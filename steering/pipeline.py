@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters import BlackBoxModel, Door, PipelineModel, enter
+from steering.adapters import BlackBoxModel, Door, Entered, InvertedModel, enter
 from steering.adapters.cheap_decode import CheapDecode
 from steering.adapters.doors import check_door, key_of
 from steering.cost import Budget, Usage
@@ -48,7 +48,8 @@ class SteeredPipeline:
         bucket: rows of every call in deterministic mode.
         on_progress: told after each turn what is done and spent.
         door: how the pipeline is entered, see :func:`steering.adapters.enter`; by default replayed
-            where that is possible, else a black box, for searches over noise alone.
+            where that is possible, else by its own loop, else as a black box, for searches over noise
+            alone.
         guesses: how guesses part-way are decoded; None: by the full decoder, as finished samples are.
 
     Example:
@@ -99,7 +100,7 @@ class SteeredPipeline:
                     + (f" (did you mean {near[0]!r}?)" if near else "")
                 )
         self.engine_options = engine
-        self._models: dict[str, PipelineModel | BlackBoxModel] = {}
+        self._models: dict[str, Entered] = {}
 
     def __call__(
         self,
@@ -256,7 +257,7 @@ class SteeredPipeline:
         figures = Figures.load(Figures.path(source, call, dtype, self.reward.name, device))
         return describe(one, len(prompts) * num_images_per_prompt, figures)
 
-    def model(self, **call: Any) -> PipelineModel | BlackBoxModel:
+    def model(self, **call: Any) -> Entered:
         """The pipeline as a denoiser for these arguments; learned once and kept.
 
         Learned anew where a component, the scheduler's configuration, the device or the precision has
@@ -273,12 +274,12 @@ class SteeredPipeline:
         return self._models[key]
 
     def _facts(self, call: Mapping[str, Any]) -> tuple[int, int]:
-        """Transitions and scheduler calls: as a black box counted them, else by the scheduler."""
+        """Transitions and scheduler calls: as a call was seen to make them, else by the scheduler."""
         call = {"output_type": "pil", **call}
         known = self._models.get(key_of(self.pipe, call))
         if known is None and self.door == "black-box":
             known = self.model(**call)
-        if isinstance(known, BlackBoxModel):
+        if isinstance(known, BlackBoxModel | InvertedModel):
             return known.grid.steps, known.scheduler_calls()
         return scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
 
@@ -346,7 +347,7 @@ class SteeredPipeline:
             name = f"{name}:not-{digest}"
         return name, getattr(self.reward, "key", self.reward.name)
 
-    def _engine(self, model: PipelineModel | BlackBoxModel) -> Engine:
+    def _engine(self, model: Entered) -> Engine:
         check_search(self.sampler, model.abilities, self.reward)
         self.sampler.plan(
             Facts(model.grid.steps, model.scheduler_calls(), self.reward.calls_per_row, self.budget)

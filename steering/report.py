@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from steering.adapters import BlackBoxModel, PipelineModel
+from steering.adapters import Entered, InvertedModel
 from steering.cost import Usage
 from steering.engine import Engine
 from steering.live import Job, JobResult
@@ -22,7 +22,8 @@ class SteeringReport:
         pilot: what the pilot for lambda spent; nothing if a calibration was saved.
         lam: lambda in raw reward units.
         seed: the seed that reproduces the call.
-        settings: the engine's, and by which door the pipeline is entered and why, for the record.
+        settings: the engine's, and by which door the pipeline is entered and why, for the
+            record; of an inverted loop also the rows that its networks computed so far.
     """
 
     results: list[JobResult]
@@ -51,7 +52,7 @@ class SteeredRun:
     """
 
     engine: Engine
-    model: PipelineModel | BlackBoxModel
+    model: Entered
     jobs: list[Job]
     lam: float
     pilot: Usage
@@ -61,6 +62,8 @@ class SteeredRun:
         try:
             yield from self.engine.run(self.jobs)
         finally:  # networks that the user offloads are left where the pipeline's own call leaves them
+            if isinstance(self.model, InvertedModel):
+                self.model.close()
             self.model.pipe.maybe_free_model_hooks()
 
     def report(self, results: Sequence[JobResult]) -> SteeringReport:
@@ -74,6 +77,8 @@ class SteeredRun:
             "door": self.model.door,
             "reason": self.model.reason,
         }
+        if isinstance(self.model, InvertedModel):
+            settings["rows"] = asdict(self.model.tally)
         usage = Usage()
         usage.add(self.engine.usage)
         usage.add(self.pilot)

@@ -105,6 +105,7 @@ class Problem:
         trace: where the search records what it decides.
         usage: what this search has spent so far; only the engine writes it.
         initial_std: standard deviation of the state at ``grid[0]``.
+        origin: what noise is added to there, ``(1, *shape)``: a noised picture; None for nothing.
         given: states at ``grid[0]`` that the user or the pipeline's generator decided, for the first
             draws, ``(m, *shape)``; None where the streams decide all.
         at: the model's time record of any log-SNR, for steps that leave the grid.
@@ -120,6 +121,7 @@ class Problem:
     trace: Trace
     usage: Usage
     initial_std: float = 1.0
+    origin: Tensor | None = None
     given: Tensor | None = None
     spread: float | None = None
     at: Callable[[float], Time] = _no_model
@@ -128,12 +130,23 @@ class Problem:
         """States at ``grid[0]`` for these draw ids, ``(len(draws), *shape)``."""
         known = 0 if self.given is None else len(self.given)
         fresh = [d for d in draws if d >= known]
-        noise = self.noise("initial", fresh, 0) * self.initial_std
+        noise = self.started(self.noise("initial", fresh, 0))
         if self.given is None:
             return noise
         drawn = iter(noise)
         given = self.given.to(self.device, torch.float32)
         return torch.stack([given[d] if d < known else next(drawn) for d in draws])
+
+    def started(self, noise: Tensor) -> Tensor:
+        """States at ``grid[0]`` of unit noise ``(n, *shape)``."""
+        x_t = noise * self.initial_std
+        return x_t if self.origin is None else x_t + self.origin.to(x_t)
+
+    def unit(self, x_t: Tensor) -> Tensor:
+        """The unit noise of states at ``grid[0]``: the inverse of :meth:`started`."""
+        if self.origin is not None:
+            x_t = x_t - self.origin.to(x_t)
+        return x_t / self.initial_std
 
     def noise(self, purpose: str, draws: Sequence[int], step: int) -> Tensor:
         """Standard normal rows ``(len(draws), *shape)`` of the purpose, draw ids and step."""

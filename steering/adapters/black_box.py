@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.adapters.asking import Pair, probes
 from steering.adapters.capture import quiet_generator
 from steering.adapters.checks import (
     Refusal,
@@ -24,7 +25,6 @@ from steering.adapters.pictures import output_of, pictures_of
 from steering.adapters.rendering import Renderer
 from steering.adapters.start import (
     Caller,
-    Pair,
     check_start,
     generator_after,
     learn_start,
@@ -67,7 +67,7 @@ class BlackBoxModel:
     with a generator equals one with the latents that this generator draws.
 
     Args:
-        pipe: a text-conditioned diffusers pipeline with a scheduler; it is left as it was.
+        pipe: a diffusers pipeline with a scheduler; it is left as it was.
         call: its arguments shared by all prompts.
         reason: why it is not entered by a better door, for messages.
 
@@ -95,11 +95,13 @@ class BlackBoxModel:
         self._output_type: type = object
         self._kept = self._countable()
         self._together = self._check()
-        self._renderer = Renderer(self._output)  # type: ignore[arg-type]  # called as a tail is
+        self._renderer = Renderer(self._output)
 
     def _pair(self, index: int) -> Pair:
         negative = self._negative
-        return _PROBES[index], negative if negative is None or isinstance(negative, str) else "a"
+        return probes(self.pipe, _PROBES)[index], negative if negative is None or isinstance(
+            negative, str
+        ) else "a"
 
     def _countable(self) -> dict[str, Any]:
         """Count the call's steps, and find an output type that it can make."""

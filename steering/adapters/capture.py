@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steering.adapters.checks import Refusal, signature_of
 from steering.adapters.leaves import Arguments, flatten, same, snapshot
+from steering.adapters.processors import processors_of, put_back
 from steering.adapters.stand import Stand, first_output, patch, resized
 
 
@@ -42,6 +43,23 @@ def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterato
 
     So do the global generators, from which some pipelines let their schedulers draw.
     """
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    vae = getattr(pipe, "vae", None)
+    dtype = getattr(vae, "dtype", None)
+    networks = networks_of(pipe)
+    processors = processors_of(networks)
+    try:
+        with torch.random.fork_rng(devices=cards), twin_of(pipe, scheduler, parts) as twin:
+            yield twin
+    finally:
+        if vae is not None and getattr(vae, "dtype", None) != dtype:  # upcast, then interrupted
+            vae.to(dtype=dtype)
+        put_back(networks, processors)
+
+
+@contextmanager
+def twin_of(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterator[Any]:
+    """A shallow copy with some parts replaced, and nothing else kept apart."""
     twin = copy.copy(pipe)
     twin.__dict__.update(parts)
     twin.__dict__.update(
@@ -49,15 +67,9 @@ def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterato
         maybe_free_model_hooks=lambda: None,  # it would move hooks on stand-ins
         _progress_bar_config={"disable": True},
     )
-    vae = getattr(pipe, "vae", None)
-    dtype = getattr(vae, "dtype", None)
-    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=cards):
-            yield twin
+        yield twin
     finally:
-        if vae is not None and getattr(vae, "dtype", None) != dtype:  # upcast, then interrupted
-            vae.to(dtype=dtype)
         pipe.maybe_free_model_hooks()
 
 

@@ -12,6 +12,8 @@ import torch
 #: Arguments that belong to a prompt or to the search, and who takes them instead.
 _RESERVED = {
     "prompt": "give prompts to encode()",
+    "class_labels": "give the number or the name of the class as the prompt",
+    "batch_size": "give as many prompts to encode(), or images_per_prompt",
     "generator": "give it to encode()",
     "latents": "give them to encode()",
     "num_images_per_prompt": "give images_per_prompt to encode()",
@@ -33,7 +35,7 @@ class Refusal(ValueError):
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Refuse what is no text-conditioned diffusers pipeline with a scheduler.
+    """Refuse what is no diffusers pipeline with a scheduler.
 
     Raises:
         Refusal: the object is of another kind.
@@ -49,11 +51,6 @@ def check_pipeline(pipe: Any) -> None:
         raise Refusal(
             f"{type(pipe).__name__} has no scheduler with a step(), so nothing can be steered; set "
             "pipe.scheduler, or use the pipeline inside it that has one"
-        )
-    if "prompt" not in signature_of(pipe):
-        raise Refusal(
-            f"{type(pipe).__name__} takes no argument 'prompt'; only text-conditioned pipelines are "
-            "supported"
         )
 
 

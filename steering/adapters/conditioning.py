@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steering.adapters.asking import Pair, ask
 from steering.adapters.capture import Enough, NetworkCall, arguments, private_copy, quiet_generator
 from steering.adapters.checks import Refusal, relative, tolerance
 from steering.adapters.leaves import flatten, snapshot
@@ -113,8 +114,6 @@ def signature_for(pieces: Pieces, owner: int) -> Hashable:
     return (owner, *shapes)
 
 
-#: A prompt and its negative prompt, if any.
-Pair = tuple[str, str | None]
 _KEPT = 128  # prompts whose pieces are kept
 
 
@@ -199,14 +198,7 @@ class Encoder:
         They are those of the prompt alone, unless the generator decided some of them too (noise of
         an encoded picture).
         """
-        alone = self._pieces(plan, rows)
-        try:
-            drawn = plan.split(step.calls, len(rows))
-        except Refusal:  # a single row may be built otherwise than several
-            return alone
-        return [
-            own if _drawn(own, known) else known for own, known in zip(drawn, alone, strict=True)
-        ]
+        return drawn_pieces(plan, step, self._pieces(plan, rows))
 
     def _first_step(
         self,
@@ -216,18 +208,13 @@ class Encoder:
         latents: Tensor | None = None,
         images: int = 1,
     ) -> FirstStep:
-        several = None if images == 1 else images
-        negatives = None if pairs[0][1] is None else [negative for _, negative in pairs]
         kwargs = arguments(
             self._pipe,
             self._call,
-            prompt=[prompt for prompt, _ in pairs],
-            negative_prompt=negatives,
             generator=generator,
             latents=latents,
-            num_images_per_prompt=several,
-            num_videos_per_prompt=several,
             output_type="latent",
+            **ask(self._pipe, pairs, images),
         )
         rows = len(pairs) * images
         step = first_step(self._pipe, kwargs, plan.network, plan.outputs, (rows, plan.rows))
@@ -238,6 +225,15 @@ class Encoder:
 
 def _handle(plan: Plan, pair: Pair, pieces: Pieces) -> Handle:
     return Handle(pair[0], plan, pieces, signature_for(pieces, id(plan)))
+
+
+def drawn_pieces(plan: Plan, step: FirstStep, alone: list[Pieces]) -> list[Pieces]:
+    """Pieces of the rows of a step: as of their prompts alone, unless random numbers decided some."""
+    try:
+        drawn = plan.split(step.calls, len(alone))
+    except Refusal:  # a single row may be built otherwise than several
+        return alone
+    return [own if _drawn(own, known) else known for own, known in zip(drawn, alone, strict=True)]
 
 
 def _drawn(own: Pieces, known: Pieces) -> bool:

@@ -6,12 +6,14 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from steering.adapters.asking import ask, probes
 from steering.adapters.capture import arguments, private_copy, quiet_generator
 from steering.adapters.checks import tolerance
 from steering.adapters.replay import Plan
@@ -34,6 +36,7 @@ class Tail:
         self._pipe = pipe
         self._call = call
         self._plan = plan
+        self._prompt = probes(pipe, [_PROMPT])[0]
         self._memo: dict[int, list[Any]] = {}
         #: further arguments of the pipeline's own unpacking of latents, once it was seen
         self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -63,10 +66,10 @@ class Tail:
         kwargs = arguments(
             self._pipe,
             self._call,
-            prompt=[_PROMPT] * len(states),
             generator=quiet_generator(),
             output_type=output_type,
             return_dict=True,
+            **ask(self._pipe, [(self._prompt, None)] * len(states)),
         )
         with private_copy(self._pipe, scheduler, self._parts(len(states), checked)) as twin:
             output = twin(**kwargs)
@@ -121,6 +124,19 @@ def media_of(output: Any) -> tuple[str, Any]:
     return name, getattr(output, name)
 
 
+def tensor_of(media: Any) -> Tensor:
+    """Media as a tensor: pictures ``(n, C, H, W)``, videos ``(n, frames, C, H, W)``, others as they are.
+
+    Args:
+        media: a tensor of that form, an array with channels last, or a list of PIL pictures.
+    """
+    if isinstance(media, list) and media and hasattr(media[0], "convert"):
+        media = np.stack([np.asarray(picture.convert("RGB")) for picture in media]) / 255.0
+    if isinstance(media, np.ndarray) and media.ndim in (4, 5):
+        media = np.moveaxis(media, -1, media.ndim - 3)
+    return torch.as_tensor(media)
+
+
 def _shorten(scheduler: Any) -> None:
     """Make the scheduler list its last time only, so that the loop turns once."""
     whole = scheduler.set_timesteps
@@ -157,6 +173,25 @@ DECODERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+class DecodingTail(Protocol):
+    """A pipeline's tail, as a decoder uses it."""
+
+    @property
+    def unpacking(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Further arguments of the pipeline's own unpacking of latents, once it was seen."""
+
+    def __call__(self, x_0: Tensor, *, output_type: str | None = None, checked: bool = True) -> Any:
+        """The pipeline's own output object for finished states ``(n, *shape)``."""
+
+
+def by_tail(tail: DecodingTail, x_0: Tensor) -> Tensor:
+    """Media ``(n, 3, H, W)``, or ``(n, frames, 3, H, W)``, of finished states, unchecked, float32."""
+    media = media_of(tail(x_0, output_type="pt", checked=False))[1]
+    if len(media) != len(x_0) > 1:  # some tails drop rows silently
+        return torch.cat([by_tail(tail, row) for row in x_0.split(1)])
+    return tensor_of(media).to(x_0.device, torch.float32)
+
+
 class Decoder:
     """Pictures of states: explicit and differentiable where that equals the pipeline's own tail.
 
@@ -166,7 +201,7 @@ class Decoder:
         example: states ``(n, *shape)`` on which both are compared.
     """
 
-    def __init__(self, pipe: Any, tail: Tail, example: Tensor) -> None:
+    def __init__(self, pipe: Any, tail: DecodingTail, example: Tensor) -> None:
         self._pipe = pipe
         self._tail = tail
         self.differentiable = False
@@ -176,7 +211,7 @@ class Decoder:
         """Pictures ``(n, 3, H, W)`` in [0, 1], float32."""
         if self.differentiable:
             return self._explicit(x_0)
-        return self._by_tail(x_0)
+        return by_tail(self._tail, x_0)
 
     def _explicit(self, x_0: Tensor) -> Tensor:
         if self._tail.unpacking is not None:
@@ -185,16 +220,10 @@ class Decoder:
         vae = self._pipe.vae
         return DECODERS[type(vae).__name__](vae, x_0)
 
-    def _by_tail(self, x_0: Tensor) -> Tensor:
-        media = media_of(self._tail(x_0, output_type="pt", checked=False))[1]
-        if len(media) != len(x_0) > 1:  # some tails drop rows silently
-            return torch.cat([self._by_tail(row) for row in x_0.split(1)])
-        return torch.as_tensor(media).to(x_0.device, torch.float32)
-
     @torch.no_grad()
     def _agrees(self, example: Tensor) -> bool:
         vae: Any = getattr(self._pipe, "vae", None)
-        own = self._by_tail(example)
+        own = by_tail(self._tail, example)
         if type(vae).__name__ not in DECODERS:
             return False
         try:

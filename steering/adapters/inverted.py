@@ -9,8 +9,10 @@ The batch is fixed by the call, and all its rows are at one time.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +21,14 @@ import torch
 from greenlet import GreenletExit, greenlet
 from torch import Tensor
 
-from steering.adapters.capture import private_copy
+from steering.adapters.capture import twin_of
 from steering.adapters.checks import Refusal
+from steering.adapters.loop_networks import LoopNetworks
+from steering.adapters.loop_state import OwnState
+from steering.adapters.loop_times import linked
 from steering.adapters.stand import StepOutput, patch
+
+_OWN = ("step", "set_timesteps", "scale_model_input")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +54,40 @@ class InvertedLoop:
     Args:
         pipe: the pipeline.
         kwargs: arguments of its call; they decide the prompts and the number of rows.
+        networks: stands in for its networks; by default all of them work.
+        parts: further parts of the pipeline to replace while the call runs.
 
     Attributes:
         first: prediction of the pipeline's own first state at its first time.
         grid: times that the scheduler listed, ``(steps,)``.
-        rows: rows that went through the loop body so far, the first turn included.
+        visited: those that the pipeline iterates over (image-to-image leaves the first out).
+        scheduler: the scheduler as it stood before the first step.
+        extra: further arguments of its first ``step``.
+        turns: how often the body ran, the first turn included.
+        rows: rows that went through it.
 
     Raises:
         Refusal: the call ends without a step of its scheduler, or its step has an unknown form.
     """
 
-    def __init__(self, pipe: Any, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        kwargs: Mapping[str, Any],
+        *,
+        networks: LoopNetworks | None = None,
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
         self._pipe, self._kwargs = pipe, dict(kwargs)
+        self._networks = networks or LoopNetworks(pipe)
+        self._parts = {**self._networks.stands, **(parts or {})}
+        self._own = OwnState(pipe)
         self._scheduler = copy.deepcopy(pipe.scheduler)
         self._clean: Any = None
-        self.grid = torch.empty(0)
+        self._factor: float | None = None
+        self.grid = self.visited = torch.empty(0)
+        self.scheduler: Any = None
+        self.extra: dict[str, Any] = {}
         self.rows = 0
         self.turns = 0
         self.began = False  #: whether the pipeline iterates over its times
@@ -70,6 +96,7 @@ class InvertedLoop:
         self.now: Tensor | None = None
         self.after: Tensor | None = None
         self._watch()
+        self._thread = threading.get_ident()
         self._greenlet = greenlet(self._run)
         reached = self._switch()
         if not isinstance(reached, Turn):
@@ -82,19 +109,34 @@ class InvertedLoop:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def predict(self, x_t: Tensor, timestep: Tensor | float) -> Turn:
-        """Let the body see a state at a time.
+    def __del__(self) -> None:
+        if hasattr(self, "_greenlet"):
+            self.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be asked of it."""
+        return bool(self._greenlet.dead)
+
+    def predict(
+        self, x_t: Tensor, timestep: Tensor | float, *, factor: float | None = None
+    ) -> Turn:
+        """Let the body see a state at a time. Gradients pass where they are switched on.
 
         Args:
             x_t: state ``(rows, *shape)`` of as many rows as the call has.
-            timestep: one time for all rows; where the scheduler scales its input, a time of its grid.
+            timestep: one time for all rows.
+            factor: by which the state is scaled for the network, where the scheduler scales it; None
+                leaves that to the scheduler, which knows the times of its grid alone.
 
         Raises:
             ValueError: another shape than that of the call's rows.
             RuntimeError: the loop has ended.
         """
         self._check(x_t)
-        turn = self._switch((x_t, torch.as_tensor(timestep, device=self.grid.device)))
+        self._factor = factor
+        told = torch.as_tensor(timestep, device=self.grid.device)
+        turn = self._switch((x_t, told, torch.is_grad_enabled()))
         if not isinstance(turn, Turn):
             raise RuntimeError(
                 f"{type(self._pipe).__name__} left its loop after {self.turns} turns"
@@ -104,7 +146,7 @@ class InvertedLoop:
     def finish(self, x_0: Tensor) -> Any:
         """Hand over finished states ``(rows, *shape)``; returns the pipeline's own output."""
         self._check(x_0)
-        output = self._switch((x_0, None))
+        output = self._switch((x_0, None, False))
         if isinstance(output, Turn):
             self.close()
             raise RuntimeError(f"{type(self._pipe).__name__} does not end when its times do")
@@ -112,12 +154,10 @@ class InvertedLoop:
 
     def close(self) -> None:
         """End the suspended call; harmless when it has ended."""
-        if not self._greenlet.dead:
-            enabled = torch.is_grad_enabled()
-            try:
-                self._greenlet.throw(GreenletExit)
-            finally:
-                torch.set_grad_enabled(enabled)
+        if self._greenlet.dead or self._thread != threading.get_ident():
+            return  # a call of another thread ends with that thread
+        with self._around(), contextlib.suppress(GreenletExit):
+            self._greenlet.throw(GreenletExit)
 
     def _check(self, x: Tensor) -> None:
         if self._greenlet.dead:
@@ -129,16 +169,24 @@ class InvertedLoop:
             )
 
     def _switch(self, *message: Any) -> Any:
+        with self._around():
+            return self._greenlet.switch(*message)
+
+    @contextlib.contextmanager
+    def _around(self) -> Iterator[None]:
+        """The pipeline's own states within; those of the driver without."""
+        self._greenlet.parent = greenlet.getcurrent()
         enabled = torch.is_grad_enabled()
         try:
-            return self._greenlet.switch(*message)
+            with self._own.active():
+                yield
         finally:
             torch.set_grad_enabled(enabled)  # the pipeline's no_grad is its own
 
     # ---- the pipeline's side
 
     def _run(self) -> Any:
-        with private_copy(self._pipe, self._scheduler, {}) as twin:
+        with twin_of(self._pipe, self._scheduler, self._parts) as twin:
             return twin(**self._kwargs)
 
     def _watch(self) -> None:
@@ -148,39 +196,48 @@ class InvertedLoop:
         def listed(*args: Any, **kwargs: Any) -> None:
             set_timesteps(*args, **kwargs)
             self.grid = torch.as_tensor(scheduler.timesteps).clone()
-            self._clean = copy.deepcopy(self._pipe.scheduler)
-            own = ("step", "set_timesteps", "scale_model_input")
-            state = {k: v for k, v in scheduler.__dict__.items() if k not in own}
-            self._clean.__dict__.update(copy.deepcopy(state))
-            scheduler.timesteps = _linked(self.grid.clone(), self)
+            self._clean = self._unpatched()
+            scheduler.timesteps = linked(self.grid.clone(), self)
 
         patch(scheduler, "set_timesteps", listed)
         patch(scheduler, "step", self._step)
         if hasattr(scheduler, "scale_model_input"):
             patch(scheduler, "scale_model_input", self._scale)
 
+    def _unpatched(self) -> Any:
+        """The scheduler as it stands, with its own methods and plain times."""
+        clean = copy.deepcopy(self._pipe.scheduler)
+        state = {k: v for k, v in self._scheduler.__dict__.items() if k not in _OWN}
+        clean.__dict__.update(copy.deepcopy({**state, "timesteps": self.grid}))
+        return clean
+
     def _scale(self, sample: Tensor, timestep: Any = None, *args: Any) -> Tensor:
-        """The scheduler's own scaling, found by the time and not by how many steps were made."""
+        """The driver's factor, or the scheduler's scaling, found by time and not by steps made."""
+        if self._factor is not None:
+            return (sample * self._factor).to(sample.dtype)
         if hasattr(self._clean, "_step_index"):
             self._clean._step_index = self._clean._begin_index = None
         return torch.as_tensor(self._clean.scale_model_input(sample, timestep, *args))
 
     def _step(self, *args: Any, **kwargs: Any) -> StepOutput:
-        bound = self._signature.bind(*args, **kwargs).arguments
+        bound = dict(self._signature.bind(*args, **kwargs).arguments)
         if not {"sample", "model_output", "timestep"} <= bound.keys():
             raise Refusal(
                 f"{type(self._scheduler).__name__}.step takes {', '.join(bound)}; an inverted loop "
                 "needs a prediction, a time and a state"
             )
-        sample = bound["sample"]
+        sample = bound.pop("sample")
+        turn = Turn(bound.pop("model_output"), torch.as_tensor(bound.pop("timestep")), sample)
+        if self.turns == 0:
+            self.scheduler = self._unpatched()
+            self.extra = {k: v for k, v in bound.items() if k not in ("generator", "return_dict")}
         self.rows += len(sample)
         self.turns += 1
-        turn = Turn(bound["model_output"], torch.as_tensor(bound["timestep"]), sample)
-        enabled = torch.is_grad_enabled()
+        self._networks.turn_ends()
         driver = greenlet.getcurrent().parent
         assert driver is not None
-        x, self.after = driver.switch(turn)
-        torch.set_grad_enabled(enabled)
+        x, self.after, grad = driver.switch(turn)
+        torch.set_grad_enabled(grad)
         self.stepped = True
         self._note_index()
         x = x.to(sample.dtype)
@@ -193,54 +250,7 @@ class InvertedLoop:
             if len(found):
                 self._scheduler._step_index = int(found[0])
 
-
-class _Times(torch.Tensor):
-    """The scheduler's times, which iterate as the driver wants; operations give plain tensors."""
-
-    loop: InvertedLoop
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-    def _plain(self) -> Tensor:
-        return self.as_subclass(torch.Tensor)
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        return _linked(self._plain().to(*args, **kwargs), self.loop)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        loop = self.loop
-        if self.ndim == 0 or loop.began:
-            yield from self._plain()
-            return
-        loop.began, loop.now = True, self._plain()[0]
-        yield loop.now
-        while loop.after is not None:
-            loop.before, loop.now, loop.stepped = loop.now, loop.after, False
-            yield loop.now
-
-    def __len__(self) -> int:
-        loop, listed = self.loop, len(self._plain())
-        if not loop.stepped:
-            return listed
-        return loop.turns if loop.after is None else max(listed, loop.turns + 1)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Entries beside the running one are the times before and after it, wherever those lie."""
-        loop = self.loop
-        if loop.began and isinstance(index, int) and index >= 0:
-            running = loop.turns - 1 if loop.stepped else loop.turns
-            found = {running - 1: loop.before, running: loop.now, running + 1: loop.after}
-            if found.get(index) is not None:
-                return found[index]
-        part = self._plain()[index]
-        tail = isinstance(index, slice) and index.stop is None and index.step is None
-        return _linked(part, loop) if tail else part  # image-to-image goes on from a tail
-
-
-def _linked(times: Tensor, loop: InvertedLoop) -> _Times:
-    linked = times.as_subclass(_Times)
-    linked.loop = loop
-    return linked
+    def begin(self, times: Tensor) -> None:
+        """The pipeline begins to iterate over these times."""
+        self.began, self.visited, self.now = True, times.clone(), times[0]
+        self._networks.loop_begins()

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from steering.adapters.asking import Pair, ask, probes
 from steering.adapters.capture import (
     NetworkCall,
     Recorder,
@@ -24,9 +26,10 @@ from steering.adapters.checks import (
     tolerance,
 )
 from steering.adapters.clock import find_time
-from steering.adapters.conditioning import first_step
+from steering.adapters.conditioning import drawn_pieces, first_step
 from steering.adapters.guidance import fit_guidance
 from steering.adapters.leaves import LatentsLeaf, latents_leaf, row_leaf, same
+from steering.adapters.own_call import own_call
 from steering.adapters.replay import CallPlan, Plan, fit_to_state, split_blocks
 from steering.schedulers import call_times, training_interpolant
 from steering.times import Time
@@ -48,16 +51,15 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     Raises:
         Refusal: the pipeline cannot be replayed; the message says why.
     """
-    probe = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
     for name, network in networks_of(pipe).items():
         check_network(name, network)
-    recording = Recorder(pipe).run({**probe, **prompts_of(_PROBES[:_ROWS], negative)})
+    pairs = _pairs(pipe, negative)
+    recording = Recorder(pipe).run(_asked(pipe, call, pairs[:_ROWS]))
     times = _times_of(recording)
     windows = _windows(recording)
-    wide_call = arguments(pipe, call, generator=quiet_generator(), output_type="latent")
     wide = first_step(
         pipe,
-        {**wide_call, **prompts_of(_PROBES, negative)},
+        _asked(pipe, call, pairs),
         recording.network,
         [c.raw for c in windows[0]],
         (len(_PROBES), _ROWS),
@@ -80,15 +82,21 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
         scheduler=recording.scheduler,
     )
     _check_first_step(pipe, plan, recording, windows[0], times[0])
+    _check_alone(pipe, call, plan, times[0], pairs[-1])
     return plan
 
 
-def prompts_of(prompts: Sequence[str], negative: bool) -> dict[str, Any]:
-    """Prompt arguments of a probe."""
-    given: dict[str, Any] = {"prompt": list(prompts)}
-    if negative:
-        given["negative_prompt"] = list(reversed(prompts))
-    return given
+def _pairs(pipe: Any, negative: bool) -> list[Pair]:
+    """Prompts to probe with; the first two are a call of their own."""
+    prompts = probes(pipe, _PROBES)
+    negatives = [prompts[i] if negative else None for i in (1, 0, 3, 2)]
+    return list(zip(prompts, negatives, strict=True))
+
+
+def _asked(pipe: Any, call: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:
+    """Arguments of a call for these rows."""
+    own = {"generator": quiet_generator(), "output_type": "latent"}
+    return arguments(pipe, call, **own, **ask(pipe, pairs))
 
 
 def _times_of(recording: Recording) -> list[Time]:
@@ -112,7 +120,7 @@ def _times_of(recording: Recording) -> list[Time]:
         raise Refusal(
             "the pipeline does not visit all times that its scheduler lists (as image-to-image does, "
             "which starts part-way from a picture); only pipelines that start from noise can be "
-            "steered"
+            "replayed"
         )
     for early, late in itertools.pairwise(steps):
         if not same(early.returned.to(late.sample.dtype), late.sample):
@@ -268,17 +276,37 @@ def _check_first_step(
 ) -> None:
     """The rebuilt function must reproduce the pipeline's own first, real step."""
     step = recording.steps[0]
-    training = training_interpolant(recording.scheduler)
-    state = step.sample.float()
-    scale = torch.full((_ROWS, *[1] * (state.ndim - 1)), training.scale_from(time)).to(state)
-    t = torch.full((_ROWS,), time.model_t, dtype=torch.float32, device=state.device)
-    with torch.no_grad():
-        found = plan.predict(
-            pipe.__dict__[plan.network], state, scale, t, plan.join(plan.split(calls, _ROWS))
-        )
+    found = _predicted(pipe, plan, step.sample, plan.split(calls, _ROWS), time)
     wrong = relative(found, step.model_output)
     if not wrong <= tolerance(plan.dtype):
         raise Refusal(
             "the rebuilt denoiser does not reproduce the pipeline's own first step (relative "
             f"difference {wrong:.2g}); this pipeline does more in a step than replay can see"
+        )
+
+
+def _predicted(pipe: Any, plan: Plan, state: Tensor, pieces: Any, time: Time) -> Tensor:
+    """The rebuilt prediction of states that are all at one time."""
+    rows, state = len(state), state.float()
+    scale = training_interpolant(plan.scheduler).scale_from(time)
+    scales = torch.full((rows, *[1] * (state.ndim - 1)), scale).to(state)
+    t = torch.full((rows,), time.model_t, dtype=torch.float32, device=state.device)
+    with torch.no_grad():
+        return plan.predict(pipe.__dict__[plan.network], state, scales, t, plan.join(pieces))
+
+
+def _check_alone(pipe: Any, call: Mapping[str, Any], plan: Plan, time: Time, pair: Pair) -> None:
+    """A prompt by itself must give what it gives among others: a user's own call often has one alone."""
+    (step,), _ = own_call(pipe, _asked(pipe, call, [pair]), most=1)
+    once, twice = (
+        first_step(pipe, _asked(pipe, call, [pair] * n), plan.network, plan.outputs, (n, plan.rows))
+        for n in (1, 2)
+    )
+    pieces = drawn_pieces(plan, once, plan.split(twice.calls, 2)[:1])
+    found = _predicted(pipe, plan, step.sample, pieces, time)
+    wrong = relative(found, step.output)
+    if not wrong <= tolerance(plan.dtype):
+        raise Refusal(
+            f"the pipeline computes a prompt by itself otherwise than among others (relative difference "
+            f"{wrong:.2g}), and a replay cannot know which is wanted"
         )

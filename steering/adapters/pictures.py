@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from steering.adapters.decode import media_of
+from steering.adapters.decode import media_of, tensor_of
 from steering.adapters.watch import Watched
 
 
@@ -21,10 +21,8 @@ def pictures_of(found: Watched) -> Tensor:
         TypeError: it holds something else.
     """
     media = media_of(found.output)[1]
-    if isinstance(media, list) and media and hasattr(media[0], "convert"):
-        media = np.stack([np.asarray(picture.convert("RGB")) for picture in media]) / 255.0
-    if isinstance(media, np.ndarray) and media.ndim == 4:
-        media = torch.from_numpy(media).movedim(-1, 1)
+    with contextlib.suppress(TypeError, ValueError):
+        media = tensor_of(media)
     if not torch.is_tensor(media) or media.ndim != 4 or media.shape[1] != 3:
         what = tuple(media.shape) if hasattr(media, "shape") else type(media).__name__
         raise TypeError(f"a black box must make pictures (n, 3, H, W), got {what}")

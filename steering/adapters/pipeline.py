@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.adapters.asking import Pair
 from steering.adapters.cheap_decode import CheapDecode, Decode
 from steering.adapters.checks import (
     Refusal,
@@ -16,21 +17,20 @@ from steering.adapters.checks import (
     check_pipeline,
     check_prompts,
 )
-from steering.adapters.conditioning import Encoder, Handle, Pair
+from steering.adapters.conditioning import Encoder, Handle
 from steering.adapters.decode import Decoder, Tail
 from steering.adapters.learn import learn
+from steering.adapters.levels import Levels
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule
-from steering.model import Abilities, Meaning, Stage
-from steering.prediction import Posterior, posterior_of
-from steering.schedulers import grid_of, prediction_of, time_at, training_interpolant
+from steering.model import CONSISTENCY, Abilities, Meaning, Stage
+from steering.prediction import Posterior
+from steering.schedulers import grid_of, prediction_of
 from steering.times import Time, TimeGrid
 
-_CONSISTENCY = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 _GATHERED = 8  # sequences of handles whose joined arguments are kept
-_LEVELS = 4096  # noise levels whose coefficients are kept
 
 
 def adapt(pipe: Any, *, call: Mapping[str, Any] | None = None) -> PipelineModel:
@@ -39,7 +39,7 @@ def adapt(pipe: Any, *, call: Mapping[str, Any] | None = None) -> PipelineModel:
     Runs two probe calls of the pipeline's own, on a shallow copy; the pipeline is left as found.
 
     Args:
-        pipe: a text-conditioned diffusers pipeline with a scheduler.
+        pipe: a diffusers pipeline with a scheduler.
         call: its own keyword arguments shared by all prompts, such as ``num_inference_steps``,
             ``guidance_scale``, ``height`` and ``width``.
 
@@ -72,8 +72,7 @@ class PipelineModel:
         self._plan = self._learn(negative=self._negative is not None)
         self._encoder = Encoder(pipe, self._call)
         scheduler = self._plan.scheduler
-        self._kind = prediction_of(scheduler)
-        self._training = training_interpolant(scheduler)
+        self._levels = Levels(scheduler)
         try:
             self._grid = grid_of(scheduler)
         except ValueError as error:
@@ -83,7 +82,6 @@ class PipelineModel:
         example = torch.randn((2, *self.shape), generator=torch.Generator().manual_seed(0))
         self._decoder = Decoder(pipe, self._tail, example.to(self.device))
         self._gathered: OrderedDict[tuple[int, ...], tuple[Any, Any]] = OrderedDict()
-        self._levels: dict[Time, list[float]] = {}
         self._cheap: Decode | None = None
 
     def look_by(self, policy: CheapDecode | None) -> PipelineModel:
@@ -145,7 +143,7 @@ class PipelineModel:
             log_snr: log(alpha^2 / sigma^2), infinities included; beyond the trained range the network
                 is told the nearest time that it knows.
         """
-        return time_at(self._training, log_snr)
+        return self._levels.at(log_snr)
 
     @property
     def initial_std(self) -> float:
@@ -160,7 +158,7 @@ class PipelineModel:
     @property
     def abilities(self) -> Abilities:
         """Replay can do all; gradients also need a decoder that equals the pipeline's own."""
-        distilled = type(self._plan.scheduler).__name__ in _CONSISTENCY
+        distilled = type(self._plan.scheduler).__name__ in CONSISTENCY
         meaning = Meaning.CONSISTENCY_MAP if distilled else Meaning.POSTERIOR_MEAN
         return Abilities(gradients=self._decoder.differentiable, meaning=meaning)
 
@@ -227,14 +225,11 @@ class PipelineModel:
             )
         plan = conditioning[0].plan
         joined = self._joined(conditioning)
-        t, scale, *mixing = self._columns(times, x_t)
+        t, scale, mixing = self._levels.columns(times, x_t)
         output = plan.predict(
             self.pipe.__dict__[plan.network], x_t, scale, t.reshape(-1).expand(len(x_t)), joined
         )
-        from_state, from_output, eps_state, eps_output = mixing
-        return Posterior(
-            from_state * x_t + from_output * output, eps_state * x_t + eps_output * output
-        )
+        return mixing.posterior(x_t, output)
 
     def _joined(self, conditioning: Sequence[Handle]) -> list[dict[int, Any]]:
         """Arguments of the rows, kept for sequences that come again turn after turn."""
@@ -249,34 +244,6 @@ class PipelineModel:
         if len(self._gathered) > _GATHERED:
             self._gathered.popitem(last=False)
         return joined
-
-    def _columns(self, times: Sequence[Time], like: Tensor) -> tuple[Tensor, ...]:
-        """Time, scale and the four mixing weights of the posterior, in one transfer.
-
-        Each is ``(B, 1, ...)``, or ``(1, 1, ...)`` where all rows are at one time.
-        """
-        first = times[0]
-        rows = [first] if all(t is first or t == first for t in times) else times
-        values = torch.tensor([self._level(t) for t in rows], dtype=torch.float32).T.contiguous()
-        if like.device.type == "cuda":  # pinned, so that the host need not wait
-            values = values.pin_memory().to(like.device, non_blocking=True)
-        columns = values.to(like.device).reshape(6, len(rows), *[1] * (like.ndim - 1))
-        return tuple(columns.unbind(0))
-
-    def _level(self, time: Time) -> list[float]:
-        """Time and scale as the network wants them; x_0 and eps as mixtures of state and output."""
-        if time in self._levels:
-            return self._levels[time]
-        if len(self._levels) >= _LEVELS:
-            self._levels.clear()
-        scale = self._training.scale_from(time)
-        trained = Time(time.model_t, time.alpha * scale, time.sigma * scale)
-        # the conversion is linear in state and output: its value on a basis holds the weights
-        state, output = torch.tensor([[scale, 0.0], [0.0, 1.0]], dtype=torch.float64)
-        weights = posterior_of(self._kind, output, state, trained)
-        found = [time.model_t, scale, *weights.x_0.tolist(), *weights.eps.tolist()]
-        self._levels[time] = found
-        return found
 
     def decode(self, x_0: Tensor, conditioning: Sequence[Handle], stage: Stage) -> Tensor:
         """Pictures of each row, ``(B, 3, H, W)`` in [0, 1], float32.
@@ -307,4 +274,5 @@ class PipelineModel:
         self, conditioning: Handle, draws: Sequence[int], seeds: Sequence[int]
     ) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
-        return PipelineSchedule(conditioning.plan, conditioning, draws, seeds)
+        plan = conditioning.plan
+        return PipelineSchedule(plan.scheduler, plan.extra, conditioning, draws, seeds)

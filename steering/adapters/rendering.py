@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steering.adapters.decode import Tail, media_of
+from steering.adapters.decode import media_of
 
 
 class Renderer:
@@ -21,24 +21,24 @@ class Renderer:
         tail: the tail.
     """
 
-    def __init__(self, tail: Tail) -> None:
+    def __init__(self, tail: Callable[[Tensor], Any]) -> None:
         self._tail = tail
         self._output_type: type | None = None
         self._beside: dict[int, dict[str, Any]] = {}
 
     @torch.no_grad()
-    def __call__(self, x_0: Tensor) -> list[Any]:
-        """Media of each state ``(n, *shape)``.
+    def __call__(self, x_0: Tensor, tail: Callable[[Tensor], Any] | None = None) -> list[Any]:
+        """Media of each state ``(n, *shape)``, by this tail where one is given.
 
         Raises:
             RuntimeError: the tail does not make one entry of one row.
         """
-        output = self._tail(x_0)
+        output = (tail or self._tail)(x_0)
         media = list(media_of(output)[1])
         if len(media) != len(x_0):  # some tails drop rows silently
             if len(x_0) == 1:
                 raise RuntimeError(f"{type(output).__name__} holds {len(media)} media of one row")
-            return [self(row)[0] for row in x_0.split(1)]
+            return [self(row, tail)[0] for row in x_0.split(1)]
         self._output_type = type(output)
         for index, entry in enumerate(media):
             self._remember(entry, output, index, len(media))

@@ -4,41 +4,59 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from steering.adapters.conditioning import Handle
-from steering.adapters.replay import Plan
 from steering.prediction import Posterior, output_of
 from steering.schedulers import call_times, prediction_of, training_interpolant
 from steering.streams import seeded_generator
 from steering.times import Time
 
 
+class Drawn(Protocol):
+    """A prompt's handle, as far as random numbers go."""
+
+    @property
+    def noise_state(self) -> tuple[torch.device, Tensor] | None:
+        """The user's generator as it goes on after the initial noise, where it serves this row alone."""
+
+
 class PipelineSchedule:
     """One batch of rows carried by a fresh copy of the pipeline's scheduler, as it configures it.
 
     Args:
-        plan: what was learned of the pipeline.
+        scheduler: the scheduler as the pipeline configures it, before its first step.
+        extra: further arguments of its ``step``.
         handle: the rows' prompt.
         draws: draw ids of the rows.
         seeds: seed of each row's noise, for stochastic schedulers.
+        skipped: how many of its listed times the pipeline leaves out at the start.
+        restated: whether to step from the state that a posterior speaks of, since the pipeline changes
+            states between its steps.
     """
 
     def __init__(
-        self, plan: Plan, handle: Handle, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        scheduler: Any,
+        extra: Mapping[str, Any],
+        handle: Drawn,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        skipped: int = 0,
+        restated: bool = False,
     ) -> None:
-        self._scheduler = copy.deepcopy(plan.scheduler)
-        self._timesteps = self._scheduler.timesteps
-        self._kind = prediction_of(plan.scheduler)
-        self._training = training_interpolant(plan.scheduler)
-        self._options = dict(plan.extra)
-        self._handle = handle
+        self._scheduler = copy.deepcopy(scheduler)
+        self._timesteps = self._scheduler.timesteps[skipped:]
+        self._kind = prediction_of(scheduler)
+        self._training = training_interpolant(scheduler)
+        self._options = dict(extra)
+        self._handle, self._restated = handle, restated
         self._draws, self._seeds = list(draws), list(seeds)
-        self._times = call_times(plan.scheduler)
+        self._times = call_times(scheduler)[skipped:]
         self._done = 0
 
     @property
@@ -62,13 +80,15 @@ class PipelineSchedule:
         scale = self._training.scale_from(time)
         trained = Time(time.model_t, time.alpha * scale, time.sigma * scale)
         output = output_of(self._kind, posterior, trained)
+        if self._restated:
+            x_t = time.alpha * posterior.x_0 + time.sigma * posterior.eps
         after: Any = self._scheduler.step(
             output, self._timesteps[index], x_t, **self._options, return_dict=False
         )
         return torch.as_tensor(after[0]).to(x_t.dtype)
 
 
-def _generator(handle: Handle, draw: int, seed: int) -> torch.Generator:
+def _generator(handle: Drawn, draw: int, seed: int) -> torch.Generator:
     """Draw 0 goes on where the user's own generator stood; others have a stream of their own."""
     if draw == 0 and handle.noise_state is not None:
         device, state = handle.noise_state

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.adapters.asking import Pair, ask
 from steering.adapters.capture import arguments, quiet_generator
 from steering.adapters.checks import Refusal, relative, signature_of, tolerance
 from steering.adapters.watch import Draw, Watch, Watched
 
-#: A prompt and its negative prompt, if any.
-Pair = tuple[str, str | None]
 _PLAIN = "so that what latents= decides cannot be known"
 
 
@@ -68,18 +67,14 @@ class Caller:
         **changed: Any,
     ) -> dict[str, Any]:
         """Keyword arguments of a call: one generator, or one a row."""
-        several = None if images == 1 else images
         single = len(generators) == 1
         return arguments(
             self.pipe,
             self._call,
-            prompt=[prompt for prompt, _ in pairs],
-            negative_prompt=None if pairs[0][1] is None else [n for _, n in pairs],
             generator=generators[0] if single else list(generators),
             latents=latents,
-            num_images_per_prompt=several,
-            num_videos_per_prompt=several,
             return_dict=True,
+            **ask(self.pipe, pairs, images),
             **changed,
         )
 

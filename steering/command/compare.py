@@ -16,12 +16,15 @@ from accelerate import PartialState
 from rewards.base import RewardModel
 from samplers import BestOfN
 from steering import __version__
+from steering.adapters import Door
 from steering.command.contestants import Cell, budgets, cells, contestants
 from steering.command.generate import (
     RewardFacts,
     _Bar,
     _common_strength,
     _write_results,
+    door_setting,
+    say_door,
 )
 from steering.command.options import (
     PipelineOptions,
@@ -61,6 +64,7 @@ def compare(
     strength: Strength = Strength(),
     seed: int = 0,
     negative_prompt: str | None = None,
+    door: Door = "auto",
     batch_size: int | None = None,
     deterministic: bool = False,
     bucket: int = 16,
@@ -89,6 +93,8 @@ def compare(
         strength: how strongly to follow the reward.
         seed: of all random numbers.
         negative_prompt: for all prompts.
+        door: how the pipeline is entered: replay, inverted (its own loop), black-box, or the first of
+            these that is open.
         batch_size: most rows a model call.
         deterministic: bit-identical results for any packing.
         bucket: rows of every call in deterministic mode.
@@ -110,6 +116,7 @@ def compare(
         "negative_prompt": negative_prompt,
         "deterministic": deterministic,
         "bucket": bucket if deterministic else None,
+        **door_setting(door),
     }
     root = OutputFolder(output, settings)
     root.prepare(overwrite=overwrite)
@@ -120,6 +127,7 @@ def compare(
         progress=progress,
         strength=strength,
         seed=seed,
+        door=door,
         batch_size=batch_size,
         deterministic=deterministic,
         bucket=bucket,
@@ -127,6 +135,7 @@ def compare(
     )
     call = dict(pipeline.call)
     call["negative_prompt"] = negative_prompt or call.get("negative_prompt")
+    say_door(steered, call)
     work = Work(output, prompts, seeds, chunk, call, overwrite, progress)
     before = None if overwrite else _described(output)
     facts = _facts(pipeline, reward.calls_per_row)

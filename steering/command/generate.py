@@ -18,6 +18,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from rewards.base import RewardModel
+from steering.adapters import Door
 from steering.command.options import (
     PipelineOptions,
     check_call,
@@ -50,6 +51,7 @@ def generate(
     seed: int = 0,
     images_per_prompt: int = 1,
     negative_prompt: str | None = None,
+    door: Door = "auto",
     batch_size: int | None = None,
     deterministic: bool = False,
     bucket: int = 16,
@@ -72,6 +74,8 @@ def generate(
         seed: of all random numbers.
         images_per_prompt: independent searches a prompt.
         negative_prompt: for all prompts.
+        door: how the pipeline is entered: replay, inverted (its own loop), black-box, or the first of
+            these that is open.
         batch_size: most rows a model call.
         deterministic: bit-identical results for any packing.
         bucket: rows of every call in deterministic mode.
@@ -94,6 +98,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "deterministic": deterministic,
         "bucket": bucket if deterministic else None,
+        **door_setting(door),
     }
     folder = OutputFolder(output, settings)
     state = PartialState(cpu=pipeline.device == "cpu")
@@ -123,6 +128,7 @@ def generate(
         strength=strength,
         budget=budget,
         seed=seed,
+        door=door,
         on_progress=bar.show,
         batch_size=batch_size,
         deterministic=deterministic,
@@ -135,6 +141,7 @@ def generate(
     steered.strength = _common_strength(steered, state, folder, prompts, call)
     call["num_images_per_prompt"] = images_per_prompt
     failures = []
+    say_door(steered, call)
     for start in range(0, len(todo), chunk):
         some = todo[start : start + chunk]
         run = steered.prepare([prompts[i] for i in some], keys=[keys[i] for i in some], **call)
@@ -146,13 +153,27 @@ def generate(
     return 1 if failures else 0
 
 
+def door_setting(door: Door) -> dict[str, str]:
+    """The door among the settings of a folder, where one was asked for."""
+    return {} if door == "auto" else {"door": door}
+
+
+def say_door(steered: SteeredPipeline, call: Mapping[str, Any]) -> None:
+    """Say how the pipeline is entered and why, where it is not replayed."""
+    own = ("negative_prompt", "num_images_per_prompt")
+    model = steered.model(**{k: v for k, v in call.items() if k not in own})
+    if model.reason:
+        print(f"steer: the pipeline's door is {model.door}, since {model.reason}", file=sys.stderr)
+
+
 def _write_results(run: SteeredRun, folder: OutputFolder, bar: _Bar) -> list[Exception]:
     """Run the searches and write each as it finishes; returns what failed."""
     failures = []
     for result in run.results():
         bar.done()
         if result.error is None:
-            folder.write(result, {"lambda": run.lam, "settings": folder.settings})
+            entered = {"door": run.model.door, "reason": run.model.reason}
+            folder.write(result, {"lambda": run.lam, "settings": folder.settings, **entered})
         else:
             failures.append(result.error)
     return failures

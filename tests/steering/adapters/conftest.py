@@ -17,7 +17,7 @@ from torch import Tensor
 
 def _load_tiny() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
-        "tiny_pipelines", Path(__file__).parent / "tiny.py"
+        "tiny_of_the_adapters", Path(__file__).parent / "tiny.py"
     )
     assert spec is not None
     assert spec.loader is not None

@@ -78,13 +78,14 @@ def seeded(seed=7):
 
 
 def steered(pipe, sampler, **options):
+    options = {"door": "black-box", **options}
     return SteeredPipeline(pipe, sampler=sampler, reward=REWARD, seed=3, **options)
 
 
 def test_one_candidate_is_the_pipelines_own_picture(case):
     pipe, call = case
     own = pipe("a cat", generator=seeded(), output_type="np", **call).images
-    run = steered(pipe, BestOfN(n=1), door="black-box")
+    run = steered(pipe, BestOfN(n=1))
     found = run("a cat", generator=seeded(), output_type="np", **call)
     assert np.abs(found.images - own).max() < 1e-4
 
@@ -96,7 +97,7 @@ def test_each_prompt_goes_on_with_its_own_generator(case):
         pipe(prompt, generator=seeded(seed), output_type="pt", **call).images
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    run = steered(pipe, BestOfN(n=1), door="black-box")
+    run = steered(pipe, BestOfN(n=1))
     generators = [seeded(seed) for seed in seeds]
     found = run(prompts, generator=generators, output_type="pt", **call).images
     assert (found - torch.cat(own)).abs().max() < 1e-4
@@ -136,32 +137,28 @@ def test_a_reference_pipeline_gives_what_replay_gives(tiny, scheduler):
 def test_pictures_do_not_depend_on_packing(case):
     pipe, call = case
     prompts = ["a cat", "two red cubes on a table"]
-    runs = [
-        steered(pipe, BestOfN(n=2, returns="all"), door="black-box", batch_size=size)
-        for size in (1, 3, 16)
-    ]
+    runs = [steered(pipe, BestOfN(n=2, returns="all"), batch_size=size) for size in (1, 3, 16)]
     found = [run(prompts, output_type="pt", **call).images for run in runs]
     for other in found[1:]:
         assert (other - found[0]).abs().max() < 1e-4
 
 
-def test_it_is_the_door_where_replay_refuses_and_says_why(tiny):
-    for make in (control, inpaint):
-        pipe, call = make(tiny)
-        run = steered(pipe, BestOfN(n=2))
-        model = run.model(**call)
-        assert model.door == "black-box"
-        assert "replay refuses it" in model.reason
-        settings = run("a cat", **call).steering.settings
-        assert (settings["door"], settings["reason"]) == ("black-box", model.reason)
-    model = steered(tiny.sd(), BestOfN(n=2)).model(**CALL)
-    assert (model.door, model.reason) == ("replay", "")
+def test_it_is_the_door_where_the_others_refuse_and_says_why(tiny):
+    pipe, call = several_text_encoders(tiny)
+    run = steered(pipe, BestOfN(n=2), door="auto")
+    model = run.model(**call)
+    assert model.door == "black-box"
+    assert "replay refuses it" in model.reason
+    assert "its own loop does not serve" in model.reason
+    settings = run("a cat", **call).steering.settings
+    assert (settings["door"], settings["reason"]) == ("black-box", model.reason)
 
 
 def test_an_unmapped_scheduler_is_carried_by_itself(tiny):
     pipe, call = several_text_encoders(tiny)
     own = pipe("a cat", generator=seeded(), output_type="pt", **call).images
-    found = steered(pipe, BestOfN(n=1))("a cat", generator=seeded(), output_type="pt", **call)
+    run = steered(pipe, BestOfN(n=1), door="auto")
+    found = run("a cat", generator=seeded(), output_type="pt", **call)
     assert "EDMEulerScheduler" in found.steering.settings["reason"]
     assert (found.images - own).abs().max() < 1e-4
 
@@ -181,13 +178,13 @@ def test_what_was_planned_is_what_is_spent(tiny, sampler):
 def test_a_budget_is_kept_and_counts_come_from_the_pipelines_own_call(tiny):
     pipe = tiny.inpaint(channels=9)
     call = {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}
-    run = steered(pipe, BestOfN(n=8), budget=Budget(nfe=7), door="black-box")
+    run = steered(pipe, BestOfN(n=8), budget=Budget(nfe=7))
     call |= {"num_inference_steps": 6, "strength": 1.0, "timesteps": None}
     with pytest.raises(BudgetTooSmall):
-        steered(pipe, BestOfN(n=8), budget=Budget(nfe=5), door="black-box")("a", **call)
+        steered(pipe, BestOfN(n=8), budget=Budget(nfe=5))("a", **call)
     assert run("a", **call).steering.usage.nfe == run.plan("a", **call)["nfe"] == 6
     heun = tiny.sd(diffusers.HeunDiscreteScheduler(**tiny.SD_BETAS, steps_offset=1))
-    run = steered(heun, BestOfN(n=2), door="black-box")
+    run = steered(heun, BestOfN(n=2))
     assert run("a", **CALL).steering.usage.nfe == run.plan("a", **CALL)["nfe"] == 2 * 5
 
 
@@ -233,21 +230,23 @@ def test_another_array_is_another_model(tiny):
 @pytest.mark.parametrize(
     "sampler", [FKSteering(particles=2), BestOfN(n=2, solver=DDIM(0.0)), ReNO()]
 )
-def test_searches_that_step_are_refused_with_both_reasons(tiny, sampler):
+def test_searches_that_step_are_refused_with_the_reason(tiny, sampler):
     pipe, call = control(tiny)
-    with pytest.raises(MissingAbility, match=r"needs .*row by row.*several networks"):
+    with pytest.raises(MissingAbility, match=r"needs .*row by row.*black box.*asked for"):
         steered(pipe, sampler)("a cat", **call)
 
 
 def test_what_has_no_door_says_why_of_each(tiny):
-    with pytest.raises(Refusal, match=r"start from noise.*takes no argument 'latents'"):
-        enter(tiny.image_to_image(), call={"num_inference_steps": 6, "image": PICTURE})
+    pipe = tiny.image_to_image()
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(Refusal, match=r"unknown convention.*own loop.*takes no argument 'latents'"):
+        enter(pipe, call={"num_inference_steps": 6, "image": PICTURE})
     pipe, call = inpaint(tiny)
     with pytest.raises(Refusal, match=r"something else than plain noise.*strength=1"):
         enter(pipe, call={**call, "num_inference_steps": 6, "strength": 0.6}, door="black-box")
     with pytest.raises(Refusal, match="output_type='latent'"):
         enter(tiny.sd(), call={**CALL, "output_type": "latent"}, door="black-box")
-    with pytest.raises(ValueError, match="door must be one of auto, replay, black-box"):
+    with pytest.raises(ValueError, match="door must be one of auto, replay, inverted, black-box"):
         enter(tiny.sd(), call=CALL, door="back")
     with pytest.raises(ValueError, match="door must be"):
         steered(tiny.sd(), BestOfN(n=1), door="back")
@@ -275,9 +274,9 @@ def test_a_pipeline_that_takes_no_lists_is_called_row_by_row(tiny, monkeypatch):
         return own(self, prompt, *args, **kwargs)
 
     prompts = ["a cat", "two red cubes"]
-    together = steered(pipe, BestOfN(n=2), door="black-box")(prompts, output_type="pt", **CALL)
+    together = steered(pipe, BestOfN(n=2))(prompts, output_type="pt", **CALL)
     monkeypatch.setattr(type(pipe), "encode_prompt", single)
-    apart = steered(pipe, BestOfN(n=2), door="black-box")(prompts, output_type="pt", **CALL)
+    apart = steered(pipe, BestOfN(n=2))(prompts, output_type="pt", **CALL)
     assert (together.images - apart.images).abs().max() < 1e-4
     assert apart.steering.usage.nfe == together.steering.usage.nfe
 

@@ -59,18 +59,6 @@ def test_what_is_no_pipeline(tiny):
     pipe.scheduler = None
     with pytest.raises(Refusal, match="no scheduler"):
         adapt(pipe)
-    unconditional = diffusers.DDPMPipeline(
-        unet=diffusers.UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=4,
-        ),
-        scheduler=diffusers.DDPMScheduler(),
-    )
-    with pytest.raises(Refusal, match="prompt"):
-        adapt(unconditional)
 
 
 def test_arguments_are_checked_by_name(tiny):

@@ -22,7 +22,7 @@ def model(tiny, request):
 def test_mixed_rows_equal_each_row_alone(model):
     handles = model.encode(PROMPTS)
     rows = [handles[i] for i in (0, 2, 1, 0, 2)]
-    between = model._training.at(0.3)
+    between = model._levels.training.at(0.3)
     times = [model.grid[i] for i in (0, 2, 1, 3)] + [between]
     x = torch.randn(5, *model.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -131,7 +131,6 @@ FAMILIES = {
     "sdxl": {},
     "sd3": {},
     "pixart": {"use_resolution_binning": False, "clean_caption": False},
-    "perturbed_attention": {},
     "kontext": {"image": PICTURE, "max_area": 256, "_auto_resize": False},
     "z_image": {"height": 32, "width": 32, "guidance_scale": 3.0, "max_sequence_length": 16},
     "qwen": {"height": 32, "width": 32},

@@ -56,6 +56,14 @@ def test_pictures_carry_metadata_and_traces_are_written(tmp_path, capsys):
     assert text["version"]
 
 
+def test_the_door_is_an_option_and_said(tmp_path, capsys):
+    assert generate(tmp_path, "--door", "inverted", prompts=("a red ring",)) == 0
+    (record,) = records(tmp_path).values()
+    assert record["door"] == "inverted"
+    assert "door='inverted' was asked for" in record["reason"]
+    assert "the pipeline's door is inverted" in capsys.readouterr().err
+
+
 def test_a_second_run_skips_what_is_done_and_other_settings_are_refused(tmp_path, capsys):
     assert generate(tmp_path) == 0
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.png")}

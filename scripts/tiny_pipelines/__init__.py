@@ -1,0 +1,1 @@
+"""Tiny pipelines with random weights, built from configurations alone: nothing is downloaded."""

@@ -1,0 +1,115 @@
+"""Tiny pipelines against the doors: a few here, all of them slowly, and the committed table."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results" / "pipelines.json"
+SOME = ("StableDiffusionXLImg2Img", "Kandinsky", "HunyuanDiT", "CogVideoX", "Latte", "DDPM")
+WANTED = [
+    "StableDiffusion",
+    "StableDiffusionImg2Img",
+    "StableDiffusionInpaint",
+    "StableDiffusionControlNet",
+    "StableDiffusionXL",
+    "StableDiffusionXLImg2Img",
+    "StableDiffusionXLInpaint",
+    "StableDiffusionXLControlNet",
+    "StableDiffusion3",
+    "Flux",
+    "FluxImg2Img",
+    "Flux2",
+    "PixArtAlpha",
+    "PixArtSigma",
+    "DiT",
+    "Sana",
+    "Lumina2",
+    "AuraFlow",
+    "HunyuanDiT",
+    "QwenImage",
+    "ZImage",
+    "Kandinsky",
+    "LatentConsistencyModel",
+    "DDPM",
+    "DDIM",
+    "Wan",
+    "LTX",
+    "CogVideoX",
+    "HunyuanVideo",
+    "Mochi",
+    "Latte",
+    "AnimateDiff",
+]
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield importlib.import_module("benchmarks.pipelines")
+    torch.set_num_threads(threads)
+
+
+def check(row):
+    assert row["door"] in ("replay", "inverted"), row["reason"]
+    assert row["max_diff"] < 1e-4
+    assert row["decode_diff"] < 1e-4
+    assert row["mixed_diff"] < 1e-4
+    assert all(moved is None or moved > 1e-3 for moved in row["depends"].values())
+    assert (row["reason"] == "") == (row["door"] == "replay")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_whole_trajectories_are_the_pipelines_own(pipelines, name):
+    check(pipelines.measure(pipelines.CASES[name]))
+
+
+@pytest.mark.slow
+def test_all_of_them(pipelines):
+    for name, case in pipelines.CASES.items():
+        if name not in SOME:
+            check(pipelines.measure(case))
+
+
+def test_a_refusal_has_its_reason(pipelines):
+    row = pipelines.measure(pipelines.CASES["StableDiffusionControlNet"], "replay")
+    assert row["door"] is None
+    assert "several networks" in row["reason"]
+
+
+def test_the_command_keeps_what_is_there(pipelines, tmp_path):
+    path = tmp_path / "found.json"
+    words = ["pipelines", "--json", str(path), "--pipelines", "DDIM"]
+    for _ in range(2):
+        importlib.import_module("benchmark").main(words)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["pipeline"], row["door"]) == ("DDIM", "replay")
+
+
+def test_the_committed_table_is_complete_and_on_the_page():
+    rows = json.loads(RESULTS.read_text())["rows"]
+    for row in rows:
+        check(row)
+        assert row["max_abs_diff"] < 1e-4
+    assert {row["pipeline"] for row in rows} >= set(WANTED)
+    page = importlib.import_module("pipelines_page")
+    text = (ROOT / "docs" / "pipelines.md").read_text()
+    assert page.table(rows) in text
+
+
+def test_the_page_keeps_what_is_beside_the_table(tmp_path):
+    page = importlib.import_module("pipelines_page")
+    copy = tmp_path / "page.md"
+    copy.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.write(RESULTS, copy)
+    text = copy.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    copy.write_text("no marks")
+    with pytest.raises(ValueError, match="must hold each of the lines"):
+        page.write(RESULTS, copy)
