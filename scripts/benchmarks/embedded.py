@@ -338,6 +338,7 @@ def steered(options: PipelineOptions, sampler: Search, seed: int, **extra: Any) 
         reward=ShapesCLIP().to(device),
         held_out={"accuracy": ShapesVerifier()},
         seed=seed,
+        door="replay",  # any other would be slower by orders of magnitude, so say why it is shut
         **extra,
     )
 
