@@ -21,6 +21,7 @@ from steering.adapters.capture import (
 from steering.adapters.checks import (
     Refusal,
     check_network,
+    exact_float32,
     relative,
     signature_of,
     tolerance,
@@ -40,6 +41,7 @@ _PROBES = ("a", "one blue ring left of three green stars", "a cat", "two red cub
 _ROWS = 2
 
 
+@exact_float32()
 def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     """Learn how the pipeline computes a step.
 

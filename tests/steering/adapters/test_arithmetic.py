@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import backends
 
 from steering import shapes
+from steering.adapters import learn as learning
 from steering.adapters.checks import exact_float32
 from steering.adapters.doors import enter
 
@@ -71,3 +72,21 @@ def test_replay_is_open_with_tensor_cores(name: str) -> None:
     assert enter(pipe, call={"num_inference_steps": 4}, door="replay").door == "replay"
     assert torch.get_float32_matmul_precision() == "high"
     assert backends.cudnn.allow_tf32
+
+
+def test_a_pass_that_negative_prompts_bring_is_learned_exactly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(shapes.folder("shapes-flux"))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 4, "true_cfg_scale": 3.0}
+    entered = enter(pipe, call=call, door="replay")
+    torch.set_float32_matmul_precision("high")
+    seen = []
+    checked = learning._check_alone
+    monkeypatch.setattr(
+        learning, "_check_alone", lambda *given: (seen.append(_state()[0]), checked(*given))
+    )
+    entered.encode(["a red circle"], negative_prompts="")
+    assert seen == ["ieee"]
+    assert torch.get_float32_matmul_precision() == "high"

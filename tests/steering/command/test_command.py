@@ -183,7 +183,7 @@ def test_a_plan_loads_no_weights(capsys, monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", never)
-    monkeypatch.setattr(rewards.ShapesCLIP, "__init__", never)
+    monkeypatch.setattr(rewards.shapes, "load_shapes_encoder", never)
     words = ["plan", "--pipeline", "shapes-sd", "--sampler", "fk", "--reward", "shapes-clip"]
     assert main([*words, "--prompts_file", "shapes:hard"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -244,7 +244,7 @@ def test_most_mistakes_load_no_model(monkeypatch, tmp_path, capsys):
     def never(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(rewards.ShapesCLIP, "__init__", never)
+    monkeypatch.setattr(rewards.shapes, "load_shapes_encoder", never)
     for words in (["--sampler.particels", "3"], ["--output", "/proc/x"], ["--pipeline", "."]):
         given = ["generate", *FAST, *FK, *REWARD, "--prompt", "a", "--output", str(tmp_path)]
         assert main([*given, *words]) == 2

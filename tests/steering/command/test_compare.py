@@ -173,7 +173,7 @@ def test_mistakes_are_named_before_a_model_loads(words, message, tmp_path, capsy
     def never(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(rewards.ShapesCLIP, "__init__", never)
+    monkeypatch.setattr(rewards.shapes, "load_shapes_encoder", never)
     given = () if words[0] == "--nfe" else ("--nfe", "8")
     assert compare(tmp_path / "run", *given, *words, samplers=("best-of-n",)) == 2
     said = capsys.readouterr().err
