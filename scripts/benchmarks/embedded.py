@@ -83,13 +83,23 @@ def particles(
     return make
 
 
-def treeg(nfe: int, steps: int) -> Search:
+def treeg(nfe: int, steps: int, **settings: Any) -> Search:
     """TreeG with about 4 branches of as many active samples as fit, whatever uses most of the budget."""
     facts = Facts(steps, steps, budget=Budget(nfe=nfe))
     most = candidates(nfe, steps)
-    plans = [TreeG(active=max(most // k, 1), branches=k).plan(facts) for k in (3, 4, 5, 6)]
+    plans = [TreeG(max(most // k, 1), k, **settings).plan(facts) for k in (3, 4, 5, 6)]
     best = max(plans, key=lambda p: (p.cost.nfe, -abs(p.settings["branches"] - 4)))
-    return TreeG(**best.settings)
+    return TreeG(**best.settings, **settings)
+
+
+def best_first(nfe: int, steps: int, **settings: Any) -> Search:
+    """Best-first search of as many beginnings as a third of the budget would finish."""
+    return BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1), **settings)
+
+
+def depth_first(nfe: int, steps: int, **settings: Any) -> Search:
+    """Depth-first search of as many chains as leave four trajectories to each."""
+    return DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1), **settings)
 
 
 def glass(nfe: int, steps: int) -> Search:
@@ -163,9 +173,9 @@ def paths(nfe: int, steps: int) -> Search:
     return max((NoisePaths(n, m) for n in (1, 2, 3, 4) for m in range(2, most + 2)), key=worth)
 
 
-def evo(nfe: int, steps: int) -> Search:
+def evo(nfe: int, steps: int, **settings: Any) -> Search:
     """The generations of its paper, scaled to the budget; what is left goes to the dearest that fits."""
-    search = EvoSearch(in_flight=candidates(nfe, steps))
+    search = EvoSearch(in_flight=candidates(nfe, steps), **settings)
     costs = [steps, *(steps - round(share * steps) for share in search.schedule)]
     whole = sum(n * cost for n, cost in zip(search.populations, costs, strict=True))
     sizes = [max(n * nfe // whole, 1) for n in search.populations]
@@ -237,9 +247,15 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "zeno": zeno,
     "dts": lambda nfe, steps: DTS(rollouts=None, nfe=nfe),
     "dts-star": lambda nfe, steps: DTSStar(rollouts=None, nfe=nfe),
-    "best-first": lambda nfe, steps: BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1)),
-    "depth-first": lambda nfe, steps: DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1)),
+    "best-first": best_first,
+    "depth-first": depth_first,
     "treeg": treeg,
+    "evo-sde": partial(evo, solver=FlowSDE()),
+    "dts-sde": lambda nfe, steps: DTS(rollouts=None, nfe=nfe, transition=FlowSDE()),
+    "dts-star-sde": lambda nfe, steps: DTSStar(rollouts=None, nfe=nfe, transition=FlowSDE()),
+    "best-first-sde": partial(best_first, transition=FlowSDE()),
+    "depth-first-sde": partial(depth_first, transition=FlowSDE()),
+    "treeg-sde": partial(treeg, transition=FlowSDE()),
 }
 #: Endings of what is for rectified flows only.
 FLOW_ONLY = ("-sde", "-vp", "-glass")
