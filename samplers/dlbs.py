@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +104,13 @@ class DLBS(Search):
         Raises:
             BudgetTooSmall: one trajectory does not fit.
         """
-        sizes = [(b, self.candidates) for b in range(self.beams, 0, -1)]
+
+        def too_dear(more: int) -> bool:
+            cost = self._cost(facts, more + 1, self.candidates)
+            return facts.budget.exceeded_by(cost) is not None
+
+        most = bisect_left(range(self.beams), True, key=too_dear)
+        sizes = [(most, self.candidates)] if most else []
         sizes += [(1, k) for k in range(self.candidates - 1, 0, -1)]
         one = self._cost(facts, 1, 1)
         for beams, candidates in sizes:
