@@ -34,8 +34,10 @@ from samplers import (
     ZeNO,
     ZeroOrder,
 )
+from samplers.initial import TopB
 from samplers.rbf import RBF, VP_PATH
 from samplers.smc import SMC
+from samplers.values import LookAhead
 from steering.command.options import PipelineOptions, config_folder, device_of, load_pipeline
 from steering.cost import Budget
 from steering.flow_sde import FlowSDE
@@ -122,10 +124,32 @@ def fk_glass(nfe: int, steps: int) -> Search:
     return FKSteering(particles=k, transition=GLASS(inner=inner), returns="best")
 
 
+def rbf_lean(nfe: int, steps: int, **settings: Any) -> Search:
+    """Rollover budget forcing for small budgets: few beginnings and one chain a 400 calls."""
+    chains = max(nfe // 400, 1)
+    start = TopB(max(nfe // (16 * chains), 1), per_particle=True)
+    return RBF(nfe=nfe, chains=chains, start=start, **settings)
+
+
 def halving(nfe: int, steps: int) -> Search:
     """Best of as many as can be begun, most of them rejected at 30 and 50 % of the way."""
+    return _begun(Halving(nfe), nfe, steps)
+
+
+def halving_ahead(nfe: int, steps: int) -> Search:
+    """Best of noises looked at by 3 steps to their end, of which about 8 % go the whole way."""
+    shares = (0.08, 0.07, 0.06, 0.05, 0.1, 0.125)
+    tries = [Halving(nfe, steps=(0,), share=s, value=LookAhead(3)) for s in shares]
     facts = Facts(steps, steps, budget=Budget(nfe=nfe))
-    return Halving(Halving(nfe).plan(facts).settings["n"])
+    begun = [_begun(t, nfe, steps) for t in tries]
+    spent = [t.plan(facts).cost.nfe for t in begun]
+    return next((t for t, n in zip(begun, spent, strict=True) if n >= 0.95 * nfe), begun[-1])
+
+
+def _begun(search: Halving, nfe: int, steps: int) -> Search:
+    """As many candidates as the budget allows."""
+    facts = Facts(steps, steps, budget=Budget(nfe=nfe))
+    return replace(search, n=search.plan(facts).settings["n"])
 
 
 def beams(nfe: int, steps: int, **settings: Any) -> Search:
@@ -233,6 +257,7 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "dts-draw": lambda nfe, steps: DTS(rollouts=None, nfe=nfe, returns="draw"),
     "adaptive": lambda nfe, steps: AdaptiveBestOfN(candidates(nfe, steps)),
     "halving": halving,
+    "halving-ahead": halving_ahead,
     "dlbs": beams,
     "dlbs-la": beams_ahead,
     "dlbs-sde": partial(beams, transition=FlowSDE()),
@@ -241,6 +266,9 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
     "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),
     "rbf-glass": glass,
+    "rbf-lean": partial(rbf_lean, transition=DDIM(1.0), path=None),
+    "rbf-lean-sde": partial(rbf_lean, transition=FlowSDE(), path=None),
+    "rbf-lean-vp": partial(rbf_lean, transition=DDIM(1.0), path=VP_PATH),
     "zero-order": zero_order,
     "paths": paths,
     "evo": evo,

@@ -1,5 +1,6 @@
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,23 @@ def test_denoiser_calls_may_end_in_mid_turn(kind):
     assert rest.outcome.extra["state"].nfe == whole.usage.nfe
     [none] = searched(kind(nfe=77, state=state, **options), **FIXED)
     assert none.usage.nfe == 0
+
+
+@pytest.mark.parametrize("kind", [DTS, DTSStar])
+def test_two_budgets_are_their_sum_where_the_first_ends_in_mid_turn(kind, tmp_path):
+    search = kind(rollouts=None, alpha=0.5, returns="all", **SMALL)
+    [part] = searched(search, budget=Budget(nfe=77), **FIXED)
+    state = part.outcome.extra["state"]
+    assert state.tree.rollouts % 3
+    state.save(tmp_path)
+    more = Budget(nfe=94)
+    search = replace(search, state=TreeState.load(tmp_path))
+    [rest] = searched(search, budget=more, **FIXED)
+    total = Budget(nfe=int(part.usage.nfe) + 94)  # what the first could not spend is not handed on
+    [whole] = searched(replace(search, state=None), budget=total, **FIXED)
+    assert whole.usage.nfe == part.usage.nfe + rest.usage.nfe
+    assert torch.equal(rest.outcome.x_0, whole.outcome.x_0)
+    assert torch.equal(rest.outcome.log_w, whole.outcome.log_w)
 
 
 @pytest.mark.parametrize("kind", [DTS, DTSStar])
