@@ -175,9 +175,10 @@ class BestFirst(Search):
             if not tasks and book.finished:
                 break
             if not tasks:  # what was held back finishes the best of the deepest
-                deepest = max((n for *_, n in book.frontier), key=lambda n: (n.depth, n.value))
-                book.frontier.clear()
-                tasks = [(deepest, 1)]
+                deepest = max(book.frontier, key=lambda entry: (entry[2].depth, entry[2].value))
+                book.frontier.remove(deepest)
+                heapq.heapify(book.frontier)
+                tasks = [(deepest[2], 1)]
             yield from self._expand(problem, book, tasks, spread)
         x_0 = torch.cat([x for x, _ in book.finished])
         names = book.finished[0][1].columns

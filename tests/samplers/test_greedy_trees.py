@@ -112,6 +112,13 @@ def test_without_thresholds_all_calls_are_spent(chains):
         assert len(result.outcome.x_0) > chains
 
 
+@pytest.mark.parametrize("nfe", [33, 60, 70])
+def test_what_finishing_one_sample_leaves_is_searched_with(nfe):
+    """The next piece of the way takes 4 calls, and after a finished sample nothing is held back."""
+    for result in searched(BestFirst(nfe=nfe, roots=4), prompts="abcd"):
+        assert nfe - 4 < result.usage.nfe <= nfe
+
+
 def test_a_hard_threshold_spends_all_it_may():
     [result] = searched(DepthFirst(nfe=200, chains=1, thresholds=(1e9,) * 4))
     assert 180 < result.usage.nfe <= 200
