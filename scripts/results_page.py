@@ -26,6 +26,7 @@ from benchmarks.report_plots import shapes_plot
 from benchmarks.report_search import search_sections
 from benchmarks.report_tables import shapes_sections
 from benchmarks.report_trees import trees_tables
+from benchmarks.trees import plot as trees_plot
 from jsonargparse import auto_cli
 
 from steering.files import write_atomically
@@ -124,7 +125,7 @@ def _sections(results: Path, page: Path) -> dict[str, str]:
         "claims": _claims(shapes),
         "search": _search(search, page),
         "exactness": _tables(EXACTNESS, exact, page, exactness_tables),
-        "trees": _tables(TREES, trees, page, trees_tables),
+        "trees": _trees(trees, page),
         "digits": _digits(digits, page),
         "flows": _tables("", flows, page, flow_tables),
     }
@@ -160,6 +161,16 @@ def _digits(paths: Sequence[Path], page: Path) -> str:
     digits_plot(rows, plot)
     picture = f"![Fréchet distances against denoiser calls]({plot.name})\n"
     return "\n".join([DIGITS, _sources(paths, page), picture, digits_tables(rows)])
+
+
+def _trees(paths: Sequence[Path], page: Path) -> str:
+    rows = _rows(paths)
+    if not rows:
+        return ""
+    path = page.with_name("results-trees.png")
+    trees_plot(rows, path)
+    picture = f"![mode total variation against denoiser calls]({path.name})\n"
+    return "\n".join([TREES, _sources(paths, page), picture, trees_tables(rows)])
 
 
 def _tables(
