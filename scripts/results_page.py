@@ -53,7 +53,9 @@ number of claims: of forty that are level, about one would seem to hold and one 
 """
 SEARCH = """\
 The same models, prompts, reward and verifier at many budgets, with noise searches, beams and trees.
-Intervals, names and costs are as above.
+Intervals, names and costs are as above. `halving-ahead` walks every noise to its end in 3 long steps,
+drops most of them by what that shows, and finishes the others in full; `rbf-lean` is rollover budget
+forcing with one chain a 400 calls and a sixteenth of them for its beginnings.
 """
 EXACTNESS = """\
 Gaussian mixtures whose tilted law is known in closed form; half the summed absolute difference of mode
