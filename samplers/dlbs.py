@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.initial import InitialNoise, Prior, at_least_one, together
-from samplers.keep import Keep, keeper
+from samplers.keep import Keep, keeper, kept
 from samplers.smc import check_step, step_of
 from samplers.values import LookAhead
 from steering.cost import Cost
@@ -94,7 +94,8 @@ class DLBS(Search):
     @property
     def needs(self) -> Needs:
         """A noisy transition if candidates are to differ, and what its start needs."""
-        return together(Needs(stochastic=self.candidates > 1), self._initial)
+        needs = Needs(stochastic=self.candidates > 1, embeddings=keeper(self.keep).embeds)
+        return together(needs, self._initial)
 
     # ---- what it costs
 
@@ -204,8 +205,8 @@ class DLBS(Search):
         self, problem: Problem, x_s: Tensor, posterior: Posterior, i: int, beams: int
     ) -> Generator[Request, Any, tuple[Tensor, Posterior]]:
         """The candidates that go on, best first."""
-        reward = yield from LookAhead(self.lookahead)(problem, posterior, i)
-        rows = keeper(self.keep)(reward, posterior.x_0, beams)
+        value = LookAhead(self.lookahead)(problem, posterior, i)
+        reward, rows = yield from kept(keeper(self.keep), value, posterior.x_0, beams)
         problem.trace.record(step=i, model_t=problem.grid[i].model_t, reward=reward, ancestors=rows)
         rows = rows.to(x_s.device)
         return x_s[rows], posterior[rows]
