@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.initial import at_least_one
+from samplers.potentials import spread_of
 from samplers.segments import segment
 from steering.cost import Budget, Cost
 from steering.model import Stage
@@ -167,7 +168,7 @@ class BestFirst(Search):
         posterior = yield Denoise(x_t, problem.grid[0])
         scores = yield Score(posterior.x_0)
         book.spent += roots * Cost(nfe=1, decodes=1, reward_calls=facts.calls_per_row)
-        spread = float(scores.total.std()) if roots > 1 else 0.0
+        spread = spread_of(scores.total)
         problem.trace.record(step=0, reward=scores.total, nodes=draws, parents=[-1] * roots)
         self._push(book, 0, x_t, posterior, scores, draws, spread, facts)
         while book.frontier:

@@ -208,9 +208,8 @@ class DepthFirst(Search):
             return self.thresholds[look]
         if look == len(self.looks):  # finished
             return math.inf
-        if not seen:
-            return -math.inf
-        return float(torch.tensor(seen, dtype=torch.float64).quantile(self.quantile))
+        possible = torch.tensor([v for v in seen if math.isfinite(v)], dtype=torch.float64)
+        return float(possible.quantile(self.quantile)) if len(possible) else -math.inf
 
     def _ended(
         self, problem: Problem, live: list[_Chain], at: dict[int, int], seen: list[list[float]],

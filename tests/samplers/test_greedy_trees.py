@@ -1,13 +1,14 @@
 """Best-first, depth-first and TreeG: greedy searches that claim no law."""
 
 import itertools
+import math
 import statistics
 
 import pytest
 import torch
-from helpers import jobs_for, mixture, run
+from helpers import FunctionReward, jobs_for, mixture, run
 
-from samplers import BestFirst, BestOfN, DepthFirst, TreeG
+from samplers import BestFirst, BestOfN, DepthFirst, DTSStar, TreeG
 from steering.comparison.genealogy import genealogy
 from steering.cost import Budget
 from steering.mixtures import MixtureModel, flow_grid
@@ -153,3 +154,18 @@ def test_they_run_on_a_flow_model(search):
 def test_bad_options_are_refused(kind, option, message):
     with pytest.raises(ValueError, match=message):
         kind(**option)
+
+
+@pytest.mark.parametrize("search", [*SEARCHES[:2], SEARCHES[3], DTSStar(rollouts=30)], ids=repr)
+def test_impossible_candidates_lead_nowhere_and_spoil_nothing(search):
+    """Half of the plane is impossible: the search goes on in the other half as ever."""
+    problem, model = mixture("rare", steps=20)
+    reward = FunctionReward(lambda x, f: torch.where(x[:, 1] > 0, problem.reward(x), -torch.inf))
+    jobs = jobs_for(model, [str(i) for i in range(8)], search, lam=problem.lam)
+    found = run(model, reward, jobs, non_finite="zero_weight")
+    base = jobs_for(model, [str(i) for i in range(8)], BestOfN(5, solver=DDIM(1.0)), lam=1.0)
+    plain = run(model, reward, base, non_finite="zero_weight")
+    best = [float(r.outcome.scores.total[r.outcome.chosen[0]]) for r in found]
+    assert all(map(math.isfinite, best))
+    plain = [float(r.outcome.scores.total[r.outcome.chosen[0]]) for r in plain]
+    assert statistics.mean(best) > statistics.mean(plain)
