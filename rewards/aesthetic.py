@@ -29,6 +29,7 @@ class EmbeddingScore(RewardModel):
 
     name = "aesthetic"
     differentiable = True
+    embeds = True
 
     def __init__(
         self,
@@ -44,6 +45,10 @@ class EmbeddingScore(RewardModel):
     def score(self, media: Tensor, features: Sequence[Any]) -> Tensor:
         """Scores ``(B,)``."""
         return self.head(functional.normalize(self.encoder.images(media), dim=-1))
+
+    def features_of(self, media: Tensor) -> Tensor:
+        """Unit embeddings ``(B, D)`` of pictures."""
+        return functional.normalize(self.encoder.images(media), dim=-1)
 
 
 class AestheticScore(EmbeddingScore):

@@ -66,6 +66,7 @@ class RewardModel:
     range: tuple[float, float] | None = None
     batch_limit: int | None = None
     calls_per_row: int = 1
+    embeds: bool = False
     _made: tuple[tuple[Any, ...], dict[str, Any]]
 
     residency: Residency = "resident"
@@ -172,6 +173,24 @@ class RewardModel:
         if self.residency == "scoring" and not open_graph:  # a backward pass needs them in place
             self._move(torch.device("cpu"))
         return columns if len(columns) > 1 else columns[self.name]
+
+    def features_of(self, media: Tensor) -> Tensor:
+        """Features ``(B, d)`` of pictures ``(B, 3, H, W)``: what `embed` says of its own encoder."""
+        raise NotImplementedError(f"{type(self).__name__} does not define features_of(media)")
+
+    def embed(self, media: Tensor) -> Tensor:
+        """Features ``(B, d)`` of pictures, on their device.
+
+        Within the scoring call that scored the same media the encoder's forward is not run again.
+        """
+        limit = self.batch_limit or max(len(media), 1)
+        with torch.no_grad(), scoring_call() as memo:
+            source, target = media, self._pinned or media.device
+            if target != source.device:
+                media = memo.get(target, source, lambda: source.to(target))
+            return torch.cat([self.features_of(rows) for rows in media.split(limit)]).to(
+                source.device
+            )
 
     def _settle(self, follow: torch.device | None, *, patient: bool = False) -> None:
         """Move the weights to the pinned device, else to the one to follow."""

@@ -29,6 +29,7 @@ class ContrastiveScore(RewardModel):
 
     name = "clip"
     differentiable = True
+    embeds = True
     needs_text = True
     range: tuple[float, float] | None = (-100.0, 100.0)
 
@@ -49,6 +50,10 @@ class ContrastiveScore(RewardModel):
     def score(self, media: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Scores ``(B,)``, from -100 to 100."""
         return 100 * self.cosines(media, features)
+
+    def features_of(self, media: Tensor) -> Tensor:
+        """Unit embeddings ``(B, D)`` of pictures."""
+        return functional.normalize(self.encoder.images(media), dim=-1)
 
     def cosines(self, media: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Cosines ``(B,)`` between pictures and the prompts of their rows."""

@@ -59,6 +59,7 @@ class Ensemble(RewardModel):
         self.members = dict(members)
         self._factors = {member: float(factors.get(member, 1.0)) for member in members}
         self.differentiable = all(member.differentiable for member in self.searched.values())
+        self.embeds = any(member.embeds for member in self.searched.values())
         self.needs_text = any(member.needs_text for member in members.values())
         self.calls_per_row = sum(member.calls_per_row for member in members.values())
 
@@ -76,6 +77,11 @@ class Ensemble(RewardModel):
     def featurize(self, item: Item) -> tuple[Any, ...]:
         """Every member's features, in order."""
         return tuple(member.prepare(item) for member in self.members.values())
+
+    def features_of(self, media: Tensor) -> Tensor:
+        """Those of the first searched member that has any."""
+        first = next(member for member in self.searched.values() if member.embeds)
+        return first.embed(media)
 
     def columns(self, media: Tensor, features: Sequence[tuple[Any, ...]]) -> dict[str, Tensor]:
         """Every member's scores ``(B,)`` by its name, and its own columns."""

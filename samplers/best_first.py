@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.initial import at_least_one
+from samplers.potentials import spread_of
 from samplers.segments import segment
 from steering.cost import Budget, Cost
 from steering.model import Stage
@@ -32,12 +33,14 @@ class Node(NamedTuple):
         x_t: its state ``(1, *shape)``.
         posterior: what the denoiser said of it.
         value: reward of its predicted x_0.
+        draw: id of the noise it was drawn with.
     """
 
     depth: int
     x_t: Tensor
     posterior: Posterior
     value: float
+    draw: int
 
 
 @dataclass
@@ -165,16 +168,18 @@ class BestFirst(Search):
         posterior = yield Denoise(x_t, problem.grid[0])
         scores = yield Score(posterior.x_0)
         book.spent += roots * Cost(nfe=1, decodes=1, reward_calls=facts.calls_per_row)
-        spread = float(scores.total.std()) if roots > 1 else 0.0
-        self._push(book, 0, x_t, posterior, scores, spread, facts)
+        spread = spread_of(scores.total)
+        problem.trace.record(step=0, reward=scores.total, nodes=draws, parents=[-1] * roots)
+        self._push(book, 0, x_t, posterior, scores, draws, spread, facts)
         while book.frontier:
             tasks = self._affordable(problem, book)
             if not tasks and book.finished:
                 break
             if not tasks:  # what was held back finishes the best of the deepest
-                deepest = max((n for *_, n in book.frontier), key=lambda n: (n.depth, n.value))
-                book.frontier.clear()
-                tasks = [(deepest, 1)]
+                deepest = max(book.frontier, key=lambda entry: (entry[2].depth, entry[2].value))
+                book.frontier.remove(deepest)
+                heapq.heapify(book.frontier)
+                tasks = [(deepest[2], 1)]
             yield from self._expand(problem, book, tasks, spread)
         x_0 = torch.cat([x for x, _ in book.finished])
         names = book.finished[0][1].columns
@@ -187,12 +192,12 @@ class BestFirst(Search):
         return Outcome(x_0, Scores(total, columns), log_w, chosen)
 
     def _push(
-        self, book: _Book, depth: int, x: Tensor, said: Posterior, scores: Scores, spread: float,
-        facts: Facts,
+        self, book: _Book, depth: int, x: Tensor, said: Posterior, scores: Scores,
+        draws: Sequence[int], spread: float, facts: Facts,
     ) -> None:  # fmt: skip
         last = max(len(self.indices(facts.steps)) - 2, 1)
         for j, value in enumerate(scores.total.tolist()):
-            node = Node(depth, x[j : j + 1], said[j : j + 1], value)
+            node = Node(depth, x[j : j + 1], said[j : j + 1], value, draws[j])
             priority = value + self.depth_bonus * spread * depth / last
             heapq.heappush(book.frontier, (-priority, next(book.serial), node))
 
@@ -238,5 +243,11 @@ class BestFirst(Search):
             else:
                 said = yield Denoise(x_s, problem.grid[at[depth + 1]])
                 scores = yield Score(said.x_0)
-                self._push(book, depth + 1, x_s, said, scores, spread, facts)
-            problem.trace.record(depth=depth + 1, reward=scores.total)
+                self._push(book, depth + 1, x_s, said, scores, draws, spread, facts)
+            problem.trace.record(
+                step=ends[1],
+                depth=depth + 1,
+                reward=scores.total,
+                nodes=draws,
+                parents=[n.draw for n in parents],
+            )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -33,12 +34,14 @@ class _Chain:
         draw: draw id of its noise; a new one after each return.
         index: of the grid, where it is.
         spent: what it has cost.
+        seen: number of its last look among all; -1 before the first.
     """
 
     x_t: Tensor
     draw: int
     index: int = 0
     spent: Cost = field(default_factory=Cost)
+    seen: int = -1
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,17 @@ class DepthFirst(Search):
 
     Where the reward of the predicted x_0 is not above the threshold of that noise level, fresh noise
     takes the sample back by ``back`` of the grid and it is denoised again from there; so with finished
-    samples, until the calls are spent. Going back is only allowed if what is left still finishes the
-    sample. The best finished sample of all is returned. Greedy: it claims no law.
+    samples, of which one above its threshold ends the chain. Where no thresholds are given nothing says
+    that a finished sample is good enough: chains then go on until the calls are spent. Going back is
+    only allowed if what is left still finishes the sample. The best finished sample of all is returned.
+    Greedy: it claims no law.
 
     Attributes:
         nfe: denoiser calls over all chains, at most.
         chains: independent samples, carried at once, which share the calls.
         looks: where predictions are scored, as what is left of the grid, in (0, 1).
-        thresholds: one a look, then one for finished samples, in units of the reward; None: the
-            running quantile of the rewards seen at that look.
+        thresholds: one a look, then one for finished samples, in units of the reward; None: at a look
+            the running quantile of the rewards seen there, for finished samples one that none meets.
         quantile: which one.
         back: how far a sample goes back, as a share of the grid.
         transition: how states move, ``"ddim"`` is DDIM(1.0).
@@ -145,7 +150,7 @@ class DepthFirst(Search):
         share, serial = self._share(problem.facts, count), itertools.count(count)
         problem.trace.record(chains=count)
         start = problem.initial(range(count))
-        live = [_Chain(start[j : j + 1], j) for j in range(count)]
+        live, looks = [_Chain(start[j : j + 1], j) for j in range(count)], itertools.count()
         seen: list[list[float]] = [[] for _ in range(len(self.looks) + 1)]
         finished: list[tuple[Tensor, Scores]] = []
         while live:
@@ -159,6 +164,7 @@ class DepthFirst(Search):
             if due:
                 scores = yield Score(said.x_0[due])
                 values = dict(zip(due, scores.total.tolist(), strict=True))
+                _looked(problem, [live[j] for j in due], scores, looks)
             for j, c in enumerate(live):
                 if j in values and self._back(problem, c, at, values[j], seen, share, serial):
                     continue
@@ -169,7 +175,7 @@ class DepthFirst(Search):
                 )
                 c.spent += Cost(nfe=self._transition.inner_calls)
                 c.index += 1
-            live = yield from self._ended(problem, live, at, seen, share, serial, finished)
+            live = yield from self._ended(problem, live, at, seen, share, serial, finished, looks)
         return self._outcome(problem, finished)
 
     def _back(
@@ -181,7 +187,7 @@ class DepthFirst(Search):
         c.spent += Cost(decodes=1, reward_calls=facts.calls_per_row)
         delta = self._threshold(look, seen[look])
         seen[look].append(value)
-        if delta is None or value > delta:
+        if value > delta:
             return False
         steps = max(round(self.back * facts.steps), 1)
         target = max(c.index - steps, 0)
@@ -197,22 +203,25 @@ class DepthFirst(Search):
         c.index = target
         return True
 
-    def _threshold(self, look: int, seen: list[float]) -> float | None:
+    def _threshold(self, look: int, seen: list[float]) -> float:
         if self.thresholds is not None:
             return self.thresholds[look]
-        if not seen:
-            return None
-        return float(torch.tensor(seen, dtype=torch.float64).quantile(self.quantile))
+        if look == len(self.looks):  # finished
+            return math.inf
+        possible = torch.tensor([v for v in seen if math.isfinite(v)], dtype=torch.float64)
+        return float(possible.quantile(self.quantile)) if len(possible) else -math.inf
 
     def _ended(
         self, problem: Problem, live: list[_Chain], at: dict[int, int], seen: list[list[float]],
         share: Budget, serial: Iterator[int], finished: list[tuple[Tensor, Scores]],
+        looks: Iterator[int],
     ) -> Run:  # fmt: skip
         """Score what has come to the end; the chains that go on, those sent back included."""
         ended = [c for c in live if c.index == problem.grid.steps]
         if not ended:
             return live
         scores = yield Score(torch.cat([c.x_t for c in ended]), Stage.FINAL)
+        _looked(problem, ended, scores, looks)
         gone = []
         for j, c in enumerate(ended):
             finished.append((c.x_t, scores[j : j + 1]))
@@ -232,3 +241,19 @@ class DepthFirst(Search):
         return Outcome(
             x_0, Scores(total, columns), torch.zeros(len(x_0), dtype=torch.float64), chosen
         )
+
+
+def _looked(
+    problem: Problem, chains: Sequence[_Chain], scores: Scores, looks: Iterator[int]
+) -> None:
+    """Record a look at some chains, which may be at different steps of the grid."""
+    steps = sorted({c.index for c in chains})
+    nodes = [next(looks) for _ in chains]
+    problem.trace.record(
+        step=steps[0] if len(steps) == 1 else None,
+        reward=scores.total,
+        nodes=nodes,
+        parents=[c.seen for c in chains],
+    )
+    for c, node in zip(chains, nodes, strict=True):
+        c.seen = node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.initial import InitialNoise, Prior, at_least_one, together
-from samplers.keep import Keep, keeper
+from samplers.keep import Keep, keeper, kept
 from samplers.smc import check_step, step_of
 from samplers.values import LookAhead
 from steering.cost import Cost
@@ -93,7 +94,8 @@ class DLBS(Search):
     @property
     def needs(self) -> Needs:
         """A noisy transition if candidates are to differ, and what its start needs."""
-        return together(Needs(stochastic=self.candidates > 1), self._initial)
+        needs = Needs(stochastic=self.candidates > 1, embeddings=keeper(self.keep).embeds)
+        return together(needs, self._initial)
 
     # ---- what it costs
 
@@ -103,7 +105,13 @@ class DLBS(Search):
         Raises:
             BudgetTooSmall: one trajectory does not fit.
         """
-        sizes = [(b, self.candidates) for b in range(self.beams, 0, -1)]
+
+        def too_dear(more: int) -> bool:
+            cost = self._cost(facts, more + 1, self.candidates)
+            return facts.budget.exceeded_by(cost) is not None
+
+        most = bisect_left(range(self.beams), True, key=too_dear)
+        sizes = [(most, self.candidates)] if most else []
         sizes += [(1, k) for k in range(self.candidates - 1, 0, -1)]
         one = self._cost(facts, 1, 1)
         for beams, candidates in sizes:
@@ -197,8 +205,8 @@ class DLBS(Search):
         self, problem: Problem, x_s: Tensor, posterior: Posterior, i: int, beams: int
     ) -> Generator[Request, Any, tuple[Tensor, Posterior]]:
         """The candidates that go on, best first."""
-        reward = yield from LookAhead(self.lookahead)(problem, posterior, i)
-        rows = keeper(self.keep)(reward, posterior.x_0, beams)
+        value = LookAhead(self.lookahead)(problem, posterior, i)
+        reward, rows = yield from kept(keeper(self.keep), value, posterior.x_0, beams)
         problem.trace.record(step=i, model_t=problem.grid[i].model_t, reward=reward, ancestors=rows)
         rows = rows.to(x_s.device)
         return x_s[rows], posterior[rows]

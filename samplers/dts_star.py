@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samplers.potentials import spread_of
 from samplers.tree import ROOT, Tree, back_up, best_descent, children_of
 from samplers.tree_search import Chosen, TreeSearch, chosen_outcome, from_root
 from samplers.tree_state import TreeState
@@ -61,7 +62,7 @@ class DTSStar(TreeSearch):
         if rollouts.start == 0:
             return from_root(len(rollouts))
         tree = back_up(tree, problem.lam, by_count=True)
-        spread = float(tree.reward[tree.leaves].std())
+        spread = spread_of(tree.reward[tree.leaves])
         out = torch.zeros(len(tree), dtype=torch.int64)
         added = torch.zeros(len(tree), dtype=torch.int64)
         parents = []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samplers.gate import Gate, learned
 from samplers.initial import at_least_one
-from samplers.keep import Keep, keeper
+from samplers.keep import Keep, keeper, kept
 from samplers.pool import joined
 from samplers.values import Predicted, Value
 from steering.clarity import Clarity
@@ -94,8 +94,8 @@ class Halving(Search):
 
     @property
     def needs(self) -> Needs:
-        """Nothing beyond a denoiser."""
-        return Needs()
+        """Nothing beyond a denoiser, unless features decide who is kept."""
+        return Needs(embeddings=keeper(self.keep).embeds)
 
     # ---- what it costs
 
@@ -253,8 +253,8 @@ class Halving(Search):
                 x_t, ids, complete = x_t[:1], ids[:1], False
             posterior = yield Denoise(x_t, grid[i])
             if i in rungs and len(ids) > 1:
-                reward = yield from self._value(problem, posterior, i)
-                rows = keeper(self.keep)(reward, posterior.x_0, _kept(len(ids), rungs[i]))
+                value, most = self._value(problem, posterior, i), _kept(len(ids), rungs[i])
+                reward, rows = yield from kept(keeper(self.keep), value, posterior.x_0, most)
                 ids = ids[rows]
                 problem.trace.record(step=i, model_t=grid[i].model_t, reward=reward, ancestors=ids)
                 rows = rows.to(x_t.device)

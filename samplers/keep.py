@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn import functional
+
+from steering.requests import Request, Score, Scores
 
 #: Features of predicted clean states: ``(n, *shape)`` to ``(n, d)``.
 Features = Callable[[Tensor], Tensor]
@@ -26,13 +28,19 @@ class Keep(ABC):
         """Whether it always keeps as many as it may, so that what follows has a known cost."""
         return True
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it goes by the reward's features, which are then given in place of states."""
+        return False
+
     @abstractmethod
     def __call__(self, reward: Tensor, x_0: Tensor, n: int) -> Tensor:
         """Rows that are kept, best first.
 
         Args:
             reward: of each candidate, float64 ``(k,)``; minus infinity where it is impossible.
-            x_0: their predicted clean states, ``(k, *shape)``.
+            x_0: their predicted clean states, ``(k, *shape)``; where :attr:`embeds`, the reward's
+                features of what was scored, ``(k, d)``.
             n: most that may be kept.
 
         Returns:
@@ -63,16 +71,19 @@ class Diverse(Keep):
         price: what a kept candidate costs, in the same unit: those worth less than it are dropped
             even where there is room, all but the best. 0 fills every place.
         distance: average cosine distance between features, in [0, 2], at which clusters are apart.
-        features: of predicted clean states ``(k, *shape)``, one row each; None averages the state over
-            cells of a coarse grid, since a search calls no model.
+        features: ``"reward"``: those of the reward's own encoder, which has run already; a function of
+            predicted clean states ``(k, *shape)``, one row each; None averages the state over cells
+            of a coarse grid, for rewards that embed nothing.
     """
 
     bonus: float = 1.0
     price: float = 0.0
     distance: float = 0.3
-    features: Features | None = None
+    features: Features | Literal["reward"] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.features, str) and self.features != "reward":
+            raise ValueError(f"features must be 'reward' or a function, got {self.features!r}")
         for name in ("bonus", "price"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -86,8 +97,13 @@ class Diverse(Keep):
         """Whether nothing is dropped for its price."""
         return self.price == 0
 
+    @property
+    def embeds(self) -> bool:
+        """Whether features are the reward's."""
+        return self.features == "reward"
+
     def __call__(self, reward: Tensor, x_0: Tensor, n: int) -> Tensor:
-        features = pooled(x_0) if self.features is None else self.features(x_0)
+        features = self._features(x_0)
         if features.ndim != 2 or len(features) != len(reward):
             raise ValueError(
                 f"features must return one row for each of {len(reward)} candidates, got "
@@ -98,6 +114,44 @@ class Diverse(Keep):
         pays = worth[order] >= self.price
         pays[0] = True
         return order[pays]
+
+    def _features(self, x_0: Tensor) -> Tensor:
+        if isinstance(self.features, str):  # given in the place of states
+            return x_0
+        return pooled(x_0) if self.features is None else self.features(x_0)
+
+
+def kept(
+    rule: Keep, value: Generator[Request, Any, Tensor], x_0: Tensor, n: int
+) -> Generator[Request, Any, tuple[Tensor, Tensor]]:
+    """Values of candidates and the rows of them that go on.
+
+    Args:
+        rule: which.
+        value: a running estimate of what candidates are worth; where the rule goes by the reward's
+            features, whatever the estimate has scored is embedded, too (the mean over several
+            continuations of a candidate).
+        x_0: predicted clean states ``(k, *shape)``.
+        n: most that go on.
+    """
+    if not rule.embeds:
+        reward = yield from value
+        return reward, rule(reward, x_0, n)
+    seen: Tensor | None = None
+    try:
+        request = next(value)
+        while True:
+            if isinstance(request, Score):
+                request = replace(request, embed=True)
+            answer = yield request
+            if isinstance(answer, Scores):
+                seen = answer.embedding
+            request = value.send(answer)
+    except StopIteration as stop:
+        reward = stop.value
+    assert seen is not None
+    features = seen.unflatten(0, (len(x_0), -1)).mean(1)
+    return reward, rule(reward, features, n)
 
 
 def keeper(keep: Keep | Literal["best"]) -> Keep:

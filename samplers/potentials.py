@@ -72,6 +72,12 @@ class Potential:
         return _less(tilt(reward, lam), self.applied)
 
 
+def spread_of(rewards: Tensor) -> float:
+    """Standard deviation of the possible rewards among ``(n,)``; 0 where fewer than two are possible."""
+    possible = rewards[torch.isfinite(rewards)]
+    return float(possible.std()) if len(possible) > 1 else 0.0
+
+
 def tilt(reward: Tensor, lam: float) -> Tensor:
     """``lambda r``, where minus infinity (an impossible candidate) stays so for lambda 0, too.
 

@@ -26,6 +26,7 @@ from benchmarks.report_plots import shapes_plot
 from benchmarks.report_search import search_sections
 from benchmarks.report_tables import shapes_sections
 from benchmarks.report_trees import trees_tables
+from benchmarks.trees import plot as trees_plot
 from jsonargparse import auto_cli
 
 from steering.files import write_atomically
@@ -52,7 +53,9 @@ number of claims: of forty that are level, about one would seem to hold and one 
 """
 SEARCH = """\
 The same models, prompts, reward and verifier at many budgets, with noise searches, beams and trees.
-Intervals, names and costs are as above.
+Intervals, names and costs are as above. `halving-ahead` walks every noise to its end in 3 long steps,
+drops most of them by what that shows, and finishes the others in full; `rbf-lean` is rollover budget
+forcing with one chain a 400 calls and a sixteenth of them for its beginnings.
 """
 EXACTNESS = """\
 Gaussian mixtures whose tilted law is known in closed form; half the summed absolute difference of mode
@@ -124,7 +127,7 @@ def _sections(results: Path, page: Path) -> dict[str, str]:
         "claims": _claims(shapes),
         "search": _search(search, page),
         "exactness": _tables(EXACTNESS, exact, page, exactness_tables),
-        "trees": _tables(TREES, trees, page, trees_tables),
+        "trees": _trees(trees, page),
         "digits": _digits(digits, page),
         "flows": _tables("", flows, page, flow_tables),
     }
@@ -160,6 +163,16 @@ def _digits(paths: Sequence[Path], page: Path) -> str:
     digits_plot(rows, plot)
     picture = f"![Fréchet distances against denoiser calls]({plot.name})\n"
     return "\n".join([DIGITS, _sources(paths, page), picture, digits_tables(rows)])
+
+
+def _trees(paths: Sequence[Path], page: Path) -> str:
+    rows = _rows(paths)
+    if not rows:
+        return ""
+    path = page.with_name("results-trees.png")
+    trees_plot(rows, path)
+    picture = f"![mode total variation against denoiser calls]({path.name})\n"
+    return "\n".join([TREES, _sources(paths, page), picture, trees_tables(rows)])
 
 
 def _tables(

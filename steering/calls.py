@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -143,6 +144,9 @@ class Calls:
         requests = [_score_request(live) for live in waiting]
         wants_grad, stage = requests[0].grad_to is not None, requests[0].stage
         rewards = {self._reward.name: self._reward}
+        embeds = any(request.embed for request in requests)
+        if embeds and wants_grad:
+            raise ValueError("a Score asks for a gradient or for embeddings, not for both")
         rows = [
             self._score_rows(live, request.x_0, rewards)
             for live, request in zip(waiting, requests, strict=True)
@@ -150,7 +154,9 @@ class Calls:
         names: list[str] = []
         parts = self._packer.map(
             "score",
-            lambda b: self._score_batch(b, stage, rewards, names, wants_grad, self._thumbnails),
+            lambda b: self._score_batch(
+                b, stage, rewards, names, wants_grad, self._thumbnails, embeds=embeds
+            ),
             rows,
         )
         columns, finite = self._to_host([part[0] for part in parts])
@@ -161,6 +167,13 @@ class Calls:
             self._scores(live, names, table, grad, finite)
             for live, table, grad in zip(waiting, columns, grads, strict=True)
         ]
+        if embeds:
+            answers = [
+                replace(a, embedding=part[1].cpu())
+                if request.embed and isinstance(a, Scores)
+                else a
+                for a, part, request in zip(answers, parts, requests, strict=True)
+            ]
         if self._thumbnails is not None:
             for live, scores, part in zip(waiting, answers, parts, strict=True):
                 self._keep(live, stage, scores, part[-1])
@@ -187,8 +200,13 @@ class Calls:
         names: list[str],
         wants_grad: bool,
         thumbnails: int | None = None,
+        *,
+        embeds: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Decode once, score by each reward; a table ``(B, columns)``, maybe gradient and copies."""
+        """Decode once, score by each reward; a table ``(B, columns)``, maybe more.
+
+        That is, in this order: gradient or embeddings, and small copies.
+        """
         handles, features = batch.extras
         x_0 = batch.x.requires_grad_() if wants_grad else batch.x
         with torch.set_grad_enabled(wants_grad):
@@ -198,6 +216,7 @@ class Calls:
                 columns: dict[str, Tensor] = {}
                 for name, reward in rewards.items():
                     columns |= _columns(name, reward, media, [f[name] for f in features])
+                seen = (_embedding(self._reward, media),) if embeds else ()
             total = columns[self._reward.name].sum() if wants_grad else None
         names[:] = list(columns)
         table = torch.stack([c.detach().double() for c in columns.values()], 1)
@@ -211,7 +230,7 @@ class Calls:
             usage.reward_calls += n * calls
         batch.payers[0][0].padding += batch.padding
         small = () if thumbnails is None else (shrunk(media, thumbnails),)
-        return table, *grad, *small
+        return table, *grad, *seen, *small
 
     def _to_host(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
         """One transfer for all searches of the turn, and whether all numbers are finite."""
@@ -336,6 +355,18 @@ def _columns(called: str, reward: Reward, media: Tensor, features: list[Any]) ->
             "which is the total that is searched"
         )
     return {called if name == reward.name else name: c for name, c in columns.items()}
+
+
+def _embedding(reward: Any, media: Tensor) -> Tensor:
+    """The reward's features of media, checked for shape, float32 ``(B, d)``."""
+    with torch.no_grad():
+        found: Tensor = reward.embed(media)
+    if found.ndim != 2 or len(found) != len(media):
+        raise BadReward(
+            f"reward {reward.name!r} embedded {len(media)} media as {tuple(found.shape)}; it must "
+            f"return one row of features for each, ({len(media)}, d)"
+        )
+    return found.float()
 
 
 def _denoise_request(live: Live) -> Denoise:

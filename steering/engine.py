@@ -259,6 +259,11 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
             "a fixed target",
             f"the reward {reward.name!r}, which ranks candidates among each other,",
         ),
+        (
+            needs.embeddings and not getattr(reward, "embeds", False),
+            "a reward that embeds pictures",
+            f"the reward {reward.name!r}",
+        ),
         (needs.time_per_row and not abilities.time_per_row, "a time per row", "the model"),
         (needs.any_order and not abilities.any_order, "times in any order", "the model"),
         (needs.any_rows and not abilities.any_rows, "any number of rows", "the model"),

@@ -62,11 +62,13 @@ class Score:
         stage: INTERMEDIATE for a guess, FINAL for a finished sample.
         grad_to: the tensor to differentiate the total reward by: ``x_0`` itself, or the leaf
             ``(n, *shape)`` of the graph that ``x_0`` came from. None asks for no gradient.
+        embed: whether the reward's embeddings are wanted, too; not together with a gradient.
     """
 
     x_0: Tensor
     stage: Stage = Stage.INTERMEDIATE
     grad_to: Tensor | None = None
+    embed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +92,21 @@ class Scores:
         grad: gradient of the total by what was asked, ``(n, *shape)`` on the device, or None.
         ranked: columns by whose mean rank candidates are compared; the total then says nothing until
             a search has ranked all that it has seen (:mod:`samplers.pool`). None: by the total.
+        embedding: the reward's features of what it saw, float32 on the CPU ``(n, d)``, if asked for.
     """
 
     total: Tensor
     columns: dict[str, Tensor]
     grad: Tensor | None = None
     ranked: tuple[str, ...] | None = None
+    embedding: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Scores:
         """The chosen rows."""
         columns = {name: column[rows] for name, column in self.columns.items()}
         grad = None if self.grad is None else self.grad[rows]
-        return Scores(self.total[rows], columns, grad, self.ranked)
+        embedding = None if self.embedding is None else self.embedding[rows]
+        return Scores(self.total[rows], columns, grad, self.ranked, embedding)
 
 
 Request = Denoise | Rollout | Score | Render

@@ -47,6 +47,9 @@ class Reward(Protocol):
             like the reward is the total that is searched.
         """
 
+    # A reward whose attribute ``embeds`` is True has ``embed(media)``, too: features ``(B, d)`` of
+    # what it sees, called within the scoring call, so that a shared encoder has run already.
+
 
 class Memo:
     """What was computed of some media during one scoring call, by which tensor it was computed of.

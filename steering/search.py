@@ -56,6 +56,7 @@ class Needs:
     any_rows: bool = False
     density: bool = False  #: a fixed target: refuses rewards that depend on the set (mean rank)
     denoises: bool = True  #: steps of its own, beside roll-outs by the pipeline's own scheduler
+    embeddings: bool = False  #: the reward's features of pictures
 
     def __or__(self, other: Needs) -> Needs:
         """What either of two parts of a search needs."""

@@ -178,7 +178,8 @@ class Bench:
     def _run(self, block: Block) -> None:
         """All runs of a block, and a row for each of its cells."""
         if block.search not in self._warm and self.world.device.type == "cuda":
-            few = Block(block.search, block.conditional, self.batch * self.options.steps, ("0",))
+            rows = 16 if self._warm else self.batch  # graphs are the model's: captured once for all
+            few = Block(block.search, block.conditional, rows * self.options.steps, ("0",))
             for _ in self._results(few, 1):  # kernels are chosen and graphs captured, uncounted
                 pass
         self._warm.add(block.search)

@@ -34,8 +34,10 @@ from samplers import (
     ZeNO,
     ZeroOrder,
 )
+from samplers.initial import TopB
 from samplers.rbf import RBF, VP_PATH
 from samplers.smc import SMC
+from samplers.values import LookAhead
 from steering.command.options import PipelineOptions, config_folder, device_of, load_pipeline
 from steering.cost import Budget
 from steering.flow_sde import FlowSDE
@@ -87,9 +89,9 @@ def treeg(nfe: int, steps: int, **settings: Any) -> Search:
     """TreeG with about 4 branches of as many active samples as fit, whatever uses most of the budget."""
     facts = Facts(steps, steps, budget=Budget(nfe=nfe))
     most = candidates(nfe, steps)
-    plans = [TreeG(active=max(most // k, 1), branches=k).plan(facts) for k in (3, 4, 5, 6)]
+    plans = [TreeG(max(most // k, 1), k, **settings).plan(facts) for k in (3, 4, 5, 6)]
     best = max(plans, key=lambda p: (p.cost.nfe, -abs(p.settings["branches"] - 4)))
-    return replace(TreeG(**best.settings), **settings)
+    return TreeG(**best.settings, **settings)
 
 
 def tree(kind: Any, **settings: Any) -> Callable[[int, int], Search]:
@@ -98,12 +100,12 @@ def tree(kind: Any, **settings: Any) -> Callable[[int, int], Search]:
 
 
 def best_first(nfe: int, steps: int, **settings: Any) -> Search:
-    """Best-first search whose roots take a third of the budget."""
+    """Best-first search of as many beginnings as a third of the budget would finish."""
     return BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1), **settings)
 
 
 def depth_first(nfe: int, steps: int, **settings: Any) -> Search:
-    """Depth-first search of chains that would take a quarter of the budget if none turned back."""
+    """Depth-first search of as many chains as leave four trajectories to each."""
     return DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1), **settings)
 
 
@@ -127,10 +129,32 @@ def fk_glass(nfe: int, steps: int) -> Search:
     return FKSteering(particles=k, transition=GLASS(inner=inner), returns="best")
 
 
+def rbf_lean(nfe: int, steps: int, **settings: Any) -> Search:
+    """Rollover budget forcing for small budgets: few beginnings and one chain a 400 calls."""
+    chains = max(nfe // 400, 1)
+    start = TopB(max(nfe // (16 * chains), 1), per_particle=True)
+    return RBF(nfe=nfe, chains=chains, start=start, **settings)
+
+
 def halving(nfe: int, steps: int) -> Search:
     """Best of as many as can be begun, most of them rejected at 30 and 50 % of the way."""
+    return _begun(Halving(nfe), nfe, steps)
+
+
+def halving_ahead(nfe: int, steps: int) -> Search:
+    """Best of noises looked at by 3 steps to their end, of which about 8 % go the whole way."""
+    shares = (0.08, 0.07, 0.06, 0.05, 0.1, 0.125)
+    tries = [Halving(nfe, steps=(0,), share=s, value=LookAhead(3)) for s in shares]
     facts = Facts(steps, steps, budget=Budget(nfe=nfe))
-    return Halving(Halving(nfe).plan(facts).settings["n"])
+    begun = [_begun(t, nfe, steps) for t in tries]
+    spent = [t.plan(facts).cost.nfe for t in begun]
+    return next((t for t, n in zip(begun, spent, strict=True) if n >= 0.95 * nfe), begun[-1])
+
+
+def _begun(search: Halving, nfe: int, steps: int) -> Search:
+    """As many candidates as the budget allows."""
+    facts = Facts(steps, steps, budget=Budget(nfe=nfe))
+    return replace(search, n=search.plan(facts).settings["n"])
 
 
 def beams(nfe: int, steps: int, **settings: Any) -> Search:
@@ -178,9 +202,9 @@ def paths(nfe: int, steps: int) -> Search:
     return max((NoisePaths(n, m) for n in (1, 2, 3, 4) for m in range(2, most + 2)), key=worth)
 
 
-def evo(nfe: int, steps: int) -> Search:
+def evo(nfe: int, steps: int, **settings: Any) -> Search:
     """The generations of its paper, scaled to the budget; what is left goes to the dearest that fits."""
-    search = EvoSearch(in_flight=candidates(nfe, steps))
+    search = EvoSearch(in_flight=candidates(nfe, steps), **settings)
     costs = [steps, *(steps - round(share * steps) for share in search.schedule)]
     whole = sum(n * cost for n, cost in zip(search.populations, costs, strict=True))
     sizes = [max(n * nfe // whole, 1) for n in search.populations]
@@ -238,6 +262,7 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "dts-draw": tree(DTS, returns="draw"),
     "adaptive": lambda nfe, steps: AdaptiveBestOfN(candidates(nfe, steps)),
     "halving": halving,
+    "halving-ahead": halving_ahead,
     "dlbs": beams,
     "dlbs-la": beams_ahead,
     "dlbs-sde": partial(beams, transition=FlowSDE()),
@@ -246,6 +271,9 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "rbf-sde": lambda nfe, steps: RBF(nfe=nfe, transition=FlowSDE(), path=None),
     "rbf-vp": lambda nfe, steps: RBF(nfe=nfe, transition=DDIM(1.0), path=VP_PATH),
     "rbf-glass": glass,
+    "rbf-lean": partial(rbf_lean, transition=DDIM(1.0), path=None),
+    "rbf-lean-sde": partial(rbf_lean, transition=FlowSDE(), path=None),
+    "rbf-lean-vp": partial(rbf_lean, transition=DDIM(1.0), path=VP_PATH),
     "zero-order": zero_order,
     "paths": paths,
     "evo": evo,
@@ -259,6 +287,7 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "depth-first": depth_first,
     "depth-first-sde": partial(depth_first, transition=FlowSDE()),
     "treeg": treeg,
+    "evo-sde": partial(evo, solver=FlowSDE()),
     "treeg-sde": partial(treeg, transition=FlowSDE()),
 }
 #: Endings of what is for rectified flows only.

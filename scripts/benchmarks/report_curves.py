@@ -19,10 +19,12 @@ VARIANTS = {"-vp": "--", "-glass": ":", "-ddim": "-.", "-sde": "-.", "-draw": ":
 #: families of a panel, by what goes before such an ending; all others are particle searches
 GROUPS = {
     "noise searches and best of N": (
-        *("best-of-n", "zero-order", "paths", "evo", "zeno", "halving", "adaptive"),
+        *("best-of-n", "zero-order", "paths", "evo", "zeno", "halving", "halving-ahead"),
+        "adaptive",
     ),
     "trees and beams": (
         *("dts", "dts-star", "best-first", "depth-first", "treeg", "dlbs", "dlbs-la", "rbf"),
+        "rbf-lean",
     ),
 }
 PARTICLES = "particle searches"

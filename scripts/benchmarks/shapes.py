@@ -170,7 +170,7 @@ class Bench:
         self.reference = _reference(options.equal_seconds)
         for model, names in self.samplers.items():
             for name in names:
-                search_named(name, 10**6, self._steps(model))
+                search_named(name, 2000, self._steps(model))  # an unknown name is refused
         self.rows = Rows(options.json, device=device, seed=0)
         self.rows.take(options.merge)
         self.where = {

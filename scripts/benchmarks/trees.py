@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.common import Results
 from benchmarks.exactness import STEPS, simulate, summarise
+from benchmarks.report_plots import COLOURS
 from samplers import DTS, SMC, BootstrapSMC, TemperedSMC
 from steering.chain_law import saved_laws
 from steering.cost import Budget
@@ -93,13 +94,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     figure, axes = plt.subplots(1, len(problems), figsize=(4.5 * len(problems), 3.8), squeeze=False)
     for axis, problem in zip(axes[0], problems, strict=True):
-        for sampler in SAMPLERS:
+        for sampler, colour in zip(SAMPLERS, COLOURS, strict=False):
             own = [r for r in rows if (r["problem"], r["sampler"]) == (problem, sampler)]
             own.sort(key=lambda r: r["nfe"])
             if own:
                 points = ([r[key] for r in own] for key in ("nfe", "mode_tv_chain", "se"))
                 nfe, distance, error = points
-                axis.errorbar(nfe, distance, error, marker="o", ms=4, capsize=2, label=sampler)
+                style = {"color": colour, "marker": "o", "ms": 4, "capsize": 2}
+                axis.errorbar(nfe, distance, error, label=sampler, **style)
         axis.set(xscale="log", yscale="log", title=problem, xlabel="denoiser calls a run")
     axes[0][0].set_ylabel("mode total variation")
     axes[0][0].legend(fontsize=8, frameon=False)

@@ -75,7 +75,7 @@ def genealogy(
         returned: reward of what was handed to the user, by which it is found where no record says.
     """
     if any("nodes" in record for record in trace):
-        return _tree(trace, looks)
+        return _tree(trace, looks, returned)
     groups = _groups(trace)
     if len(groups) < 2 or not all(g.ancestors for g in groups[:-1]):
         return _unrelated(trace, looks, returned) or [_level(g, (), ()) for g in groups]
@@ -168,7 +168,9 @@ def _pictures(looks: Sequence[Looked], count: int) -> tuple[int, ...]:
     return ()
 
 
-def _tree(trace: Sequence[Mapping[str, Any]], looks: Sequence[Looked]) -> list[Level]:
+def _tree(
+    trace: Sequence[Mapping[str, Any]], looks: Sequence[Looked], returned: float | None
+) -> list[Level]:
     """Levels of a search that names its nodes: a record each."""
     levels: list[Level] = []
     numbers: dict[int, int] = {-1: -1}
@@ -186,7 +188,18 @@ def _tree(trace: Sequence[Mapping[str, Any]], looks: Sequence[Looked]) -> list[L
         chosen = tuple(record.get("chosen") or ())
         levels.append(Level(rewards, parents, record.get("step"), pictures, chosen=chosen))
         after = i
+    if not any(level.chosen for level in levels):
+        _mark(levels, returned)
     return levels
+
+
+def _mark(levels: list[Level], returned: float | None) -> None:
+    """Choose the last row of the returned reward: finished samples come after what they came from."""
+    for place, level in reversed(list(enumerate(levels))):
+        if returned in level.rewards:
+            row = level.rewards.index(returned)
+            levels[place] = replace(level, chosen=(row,))
+            return
 
 
 def _unrelated(

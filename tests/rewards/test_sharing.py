@@ -38,6 +38,23 @@ def test_one_forward_a_batch(pair, pictures):
     assert torch.equal(columns["look"], alone[1])
 
 
+def test_features_cost_no_further_forward(pair, pictures):
+    clip, look, sizes = pair
+    media = pictures(5, 40, 32) / 255
+    both = WeightedSum({"clip": clip, "look": look})
+    both.batch_limit = clip.batch_limit = 2
+    features = [both.prepare(ITEM)] * 5
+    for reward in (clip, both):
+        assert reward.embeds
+        with scoring_call():
+            reward(media, features if reward is both else [clip.prepare(ITEM)] * 5)
+            forwards = sum(sizes)
+            found = reward.embed(media)
+        assert sum(sizes) == forwards, reward.name
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
+    assert not PythonFunction.embeds
+
+
 def test_one_backward_too(pair, pictures):
     clip, look, sizes = pair
     media = (pictures(3, 32, 32) / 255).requires_grad_(True)

@@ -254,3 +254,9 @@ def test_on_the_embedded_model(shapes_sd, shapes_clip):
     out = steered("a red ring left of a blue cross", num_inference_steps=4, guidance_scale=2.0)
     assert out.steering.usage.nfe == search.plan(Facts(4, 4)).cost.nfe
     assert out.images[0].size == (64, 64)
+
+
+def test_any_number_of_beams_is_cut_to_the_budget():
+    settings = DLBS(10**9).plan(Facts(10, 10, budget=Budget(nfe=400))).settings
+    one = DLBS(1).plan(FACTS).cost.nfe
+    assert settings == {"beams": 400 // one, "candidates": 2}

@@ -1,11 +1,14 @@
 import math
 import statistics
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import FunctionReward, jobs_for, mixture, run
 
 from samplers import DTS, DTSStar, Room, TreeState
+from samplers.tree import Tree, expand
 from steering.chain_law import estimate
 from steering.cost import Budget
 from steering.live import SearchFailed
@@ -73,6 +76,23 @@ def test_denoiser_calls_may_end_in_mid_turn(kind):
     assert rest.outcome.extra["state"].nfe == whole.usage.nfe
     [none] = searched(kind(nfe=77, state=state, **options), **FIXED)
     assert none.usage.nfe == 0
+
+
+@pytest.mark.parametrize("kind", [DTS, DTSStar])
+def test_two_budgets_are_their_sum_where_the_first_ends_in_mid_turn(kind, tmp_path):
+    search = kind(rollouts=None, alpha=0.5, returns="all", **SMALL)
+    [part] = searched(search, budget=Budget(nfe=77), **FIXED)
+    state = part.outcome.extra["state"]
+    assert state.tree.rollouts % 3
+    state.save(tmp_path)
+    more = Budget(nfe=94)
+    search = replace(search, state=TreeState.load(tmp_path))
+    [rest] = searched(search, budget=more, **FIXED)
+    total = Budget(nfe=int(part.usage.nfe) + 94)  # what the first could not spend is not handed on
+    [whole] = searched(replace(search, state=None), budget=total, **FIXED)
+    assert whole.usage.nfe == part.usage.nfe + rest.usage.nfe
+    assert torch.equal(rest.outcome.x_0, whole.outcome.x_0)
+    assert torch.equal(rest.outcome.log_w, whole.outcome.log_w)
 
 
 @pytest.mark.parametrize("kind", [DTS, DTSStar])
@@ -187,3 +207,15 @@ def test_impossible_leaves_are_never_drawn():
     search = DTS(rollouts=30, alpha=0.5, returns="draw", draws=50, **SMALL)
     [result] = run(model, reward, jobs_for(model, ["a"], search), non_finite="zero_weight")
     assert bool((result.outcome.x_0[:, 0] > 0).all())
+
+
+@pytest.mark.parametrize(("virtual_loss", "branches"), [(0.0, {1}), (4.0, {1, 3})])
+def test_selections_in_flight_spread_by_virtual_loss(virtual_loss, branches):
+    """Two branches that may have no further child: the better one takes all, or waits its turn."""
+    rewards = torch.tensor([1.0, 0.9], dtype=torch.float64)
+    tree = expand(Tree.empty(1), torch.tensor([0, 0]), torch.zeros(4, dtype=torch.int64), rewards)
+    search = DTSStar(
+        widening=0.1, in_flight=2, c_uct=0.0, virtual_loss=virtual_loss, branching=(1.0,)
+    )
+    chosen = search._choose(SimpleNamespace(lam=1.0), tree, range(2, 4))
+    assert set(chosen.parents.tolist()) == branches

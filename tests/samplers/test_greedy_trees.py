@@ -1,12 +1,15 @@
 """Best-first, depth-first and TreeG: greedy searches that claim no law."""
 
+import itertools
+import math
 import statistics
 
 import pytest
 import torch
-from helpers import jobs_for, mixture, run
+from helpers import FunctionReward, jobs_for, mixture, run
 
-from samplers import BestFirst, BestOfN, DepthFirst, TreeG
+from samplers import BestFirst, BestOfN, DepthFirst, DTSStar, TreeG
+from steering.comparison.genealogy import genealogy
 from steering.cost import Budget
 from steering.mixtures import MixtureModel, flow_grid
 from steering.search import BudgetTooSmall, Facts
@@ -81,11 +84,40 @@ def test_thresholds_that_all_meet_are_the_base():
     torch.testing.assert_close(result.outcome.x_0, base.outcome.x_0)
 
 
+@pytest.mark.parametrize("search", SEARCHES[:2], ids=repr)
+def test_the_trace_tells_who_descends_from_whom(search):
+    [result] = searched(search)
+    levels = genealogy(result.trace.records, returned=float(result.outcome.scores.total.max()))
+    above = [p for level in levels for p in level.parents]
+    starts = list(itertools.accumulate(len(level.rewards) for level in levels))
+    assert above.count(-1) == {BestFirst: 8, DepthFirst: 2}[type(search)], "roots, or chains"
+    for level, end in zip(levels, starts, strict=True):
+        assert all(p < end - len(level.rewards) for p in level.parents), "parents come first"
+    [best] = [level for level in levels if level.chosen]
+    assert best.step == 20
+    assert best.rewards[best.chosen[0]] == result.outcome.scores.total.max()
+
+
 def test_one_active_sample_without_branches_is_the_base():
     [base] = searched(BestOfN(1, solver=DDIM(1.0)))
     for space in ("x_t", "x_0"):
         [result] = searched(TreeG(active=1, branches=1, space=space))
         torch.testing.assert_close(result.outcome.x_0, base.outcome.x_0)
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+def test_without_thresholds_all_calls_are_spent(chains):
+    """No finished sample is good enough where nothing says what is; 6 steps are the way back."""
+    for result in searched(DepthFirst(nfe=200, chains=chains), prompts="abcd"):
+        assert 200 - 6 * chains < result.usage.nfe <= 200
+        assert len(result.outcome.x_0) > chains
+
+
+@pytest.mark.parametrize("nfe", [33, 60, 70])
+def test_what_finishing_one_sample_leaves_is_searched_with(nfe):
+    """The next piece of the way takes 4 calls, and after a finished sample nothing is held back."""
+    for result in searched(BestFirst(nfe=nfe, roots=4), prompts="abcd"):
+        assert nfe - 4 < result.usage.nfe <= nfe
 
 
 def test_a_hard_threshold_spends_all_it_may():
@@ -122,3 +154,18 @@ def test_they_run_on_a_flow_model(search):
 def test_bad_options_are_refused(kind, option, message):
     with pytest.raises(ValueError, match=message):
         kind(**option)
+
+
+@pytest.mark.parametrize("search", [*SEARCHES[:2], SEARCHES[3], DTSStar(rollouts=30)], ids=repr)
+def test_impossible_candidates_lead_nowhere_and_spoil_nothing(search):
+    """Half of the plane is impossible: the search goes on in the other half as ever."""
+    problem, model = mixture("rare", steps=20)
+    reward = FunctionReward(lambda x, f: torch.where(x[:, 1] > 0, problem.reward(x), -torch.inf))
+    jobs = jobs_for(model, [str(i) for i in range(8)], search, lam=problem.lam)
+    found = run(model, reward, jobs, non_finite="zero_weight")
+    base = jobs_for(model, [str(i) for i in range(8)], BestOfN(5, solver=DDIM(1.0)), lam=1.0)
+    plain = run(model, reward, base, non_finite="zero_weight")
+    best = [float(r.outcome.scores.total[r.outcome.chosen[0]]) for r in found]
+    assert all(map(math.isfinite, best))
+    plain = [float(r.outcome.scores.total[r.outcome.chosen[0]]) for r in plain]
+    assert statistics.mean(best) > statistics.mean(plain)

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from helpers import FunctionReward, jobs_for, mixture, run
 
-from samplers import Best, Diverse
+from samplers import DLBS, Best, Diverse, Halving, LookAhead, SoftValue
 from samplers.keep import clusters, keeper, leads, pooled, standardised
+from steering.engine import MissingAbility
 
 
 def drawn(k, seed):
@@ -104,3 +106,60 @@ def test_names_and_bad_options():
         Diverse(features=lambda x: x[:2])(torch.ones(3), torch.eye(3), 2)
     with pytest.raises(ValueError, match="features of candidate 1 are not finite"):
         clusters(torch.tensor([[1.0], [torch.nan]]), 0.3)
+
+
+class Seen(FunctionReward):
+    """Embeds points as they are and counts the calls."""
+
+    embeds = True
+
+    def embed(self, media):
+        self.batches.append(-len(media))
+        return media.double()
+
+
+def rows_of(result):
+    return [r["ancestors"] for r in result.trace.records if "ancestors" in r]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda keep: DLBS(3, 3, lookahead=2, keep=keep),
+        lambda keep: Halving(8, steps=(2, 4), keep=keep),
+        lambda keep: Halving(8, steps=(4,), keep=keep, value=LookAhead(3)),
+    ],
+)
+def test_the_rewards_own_features_are_those_of_what_it_scored(make):
+    """Where what is scored is the prediction itself, a function of it gives the same."""
+    _, model = mixture(steps=10)
+    found = {}
+    for features in ("reward", lambda x_0: x_0):
+        search, reward = make(Diverse(bonus=3.0, features=features)), Seen()
+        [result] = run(model, reward, jobs_for(model, ["a"], search, lam=1.0))
+        found[isinstance(features, str)] = result
+        embedded = -sum(b for b in reward.batches if b < 0)
+        assert embedded == (
+            0 if callable(features) else result.usage.decodes - len(result.outcome.x_0)
+        )
+    assert found[True].usage.nfe == found[False].usage.nfe
+    assert found[True].usage.reward_calls == found[False].usage.reward_calls
+    if "LookAhead" not in str(search) and "lookahead" not in str(search):
+        assert rows_of(found[True]) == rows_of(found[False])
+        assert torch.equal(found[True].outcome.x_0, found[False].outcome.x_0)
+
+
+def test_several_continuations_count_with_their_mean():
+    _, model = mixture(steps=10)
+    search = Halving(6, steps=(4,), keep=Diverse(features="reward"), value=SoftValue(3, 2))
+    [result] = run(model, Seen(), jobs_for(model, ["a"], search, lam=1.0))
+    assert len(result.outcome.x_0) == 3
+
+
+def test_a_reward_that_embeds_nothing_is_refused():
+    _, model = mixture(steps=10)
+    search = DLBS(2, 2, keep=Diverse(features="reward"))
+    with pytest.raises(MissingAbility, match=r"DLBS needs a reward that embeds.*'function'"):
+        run(model, FunctionReward(), jobs_for(model, ["a"], search))
+    with pytest.raises(ValueError, match="features must be 'reward' or a function"):
+        Diverse(features="clip")

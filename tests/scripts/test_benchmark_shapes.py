@@ -75,6 +75,24 @@ def test_families_are_made_as_published(embedded):
         assert embedded.search_named(name, 250, STEPS).returns == wanted
 
 
+def test_all_that_walks_by_noise_has_a_form_for_flows(embedded):
+    stems = [*("auto", "fk", "bfs", "dlbs", "dlbs-la", "evo", "dts", "dts-star", "treeg"),
+             *("best-first", "depth-first", "rbf", "rbf-lean")]  # fmt: skip
+    for stem in stems:
+        search = embedded.search_named(f"{stem}-sde", 400, STEPS)
+        assert type(getattr(search, "transition", search)).__name__ == "FlowSDE" or (
+            type(search.solver).__name__ == "FlowSDE"
+        )
+        assert type(search) is type(embedded.search_named(stem, 400, STEPS))
+
+
+def test_noises_are_looked_at_ahead_before_most_are_dropped(embedded):
+    search = embedded.search_named("halving-ahead", 160, STEPS)
+    plan = search.plan(Facts(STEPS, STEPS, budget=Budget(nfe=160)))
+    assert (search.n, plan.settings["rejections"]) == (29, [0])
+    assert plan.cost.nfe == 29 * 3 + 3 * 24
+
+
 def test_names_with_a_number_of_candidates_bring_their_own_budget(embedded):
     assert embedded.search_named("best-of-16").n == 16
     assert embedded.search_named("fk-16", 100, STEPS).particles == 16

@@ -255,6 +255,17 @@ def test_trees_are_tabled_by_problem():
     assert "| 200 | .200 ± .010; .99 | - |" in text
 
 
+def test_the_page_draws_the_trees(tmp_path):
+    cell = {"se": 0.01, "z_ratio": 0.987, "sampler": "dts", "mode_tv_chain": 0.2}
+    rows = [cell | {"problem": p, "budget": b, "nfe": b} for p in ("a", "b") for b in (9, 90)]
+    meta = {"versions": {"torch": "2.0"}, "device": "a device", "command": "scripts/benchmark.py x"}
+    meta |= {"date": "2026-01-01T00:00:00+00:00"}
+    (tmp_path / "trees.json").write_text(json.dumps({"meta": meta, "rows": rows}))
+    importlib.import_module("results_page").write(tmp_path, tmp_path / "page.md")
+    assert "(results-trees.png)" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "results-trees.png").stat().st_size > 10_000
+
+
 # ---- the page
 
 
