@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,16 +78,18 @@ class OpenClipEncoder(Encoder):
         try:
             weights = _weights(source, pretrained, tag, cache_dir)
             _check_format(weights, allow_pickle)
-            net = open_clip.create_model(
-                source,
-                load_weights=False,
-                pretrained_text=False,
-                # open_clip only warns when the weights of a tag were trained with QuickGELU and the
-                # architecture of that name has none ("ViT-L-14", "openai"): scores would be wrong.
-                force_quick_gelu=bool(tag.get("quick_gelu")),
-                force_preprocess_cfg=tag,
-                cache_dir=cache_dir,
-            )
+            with _without_alarm():
+                net = open_clip.create_model(
+                    source,
+                    load_weights=False,
+                    pretrained_text=False,
+                    # open_clip only warns when the weights of a tag were trained with QuickGELU and
+                    # the architecture of that name has none ("ViT-L-14", "openai"): scores would be
+                    # wrong.
+                    force_quick_gelu=bool(tag.get("quick_gelu")),
+                    force_preprocess_cfg=tag,
+                    cache_dir=cache_dir,
+                )
             tokenizer = open_clip.get_tokenizer(source, cache_dir=cache_dir)
         except (OSError, RuntimeError) as error:
             if source.startswith(_LOCAL):
@@ -167,6 +171,21 @@ class OpenClipSource:
                 dtype=self.dtype,
             ),
         )
+
+
+@contextlib.contextmanager
+def _without_alarm() -> Iterator[None]:
+    """Leave out open_clip's warning of random weights; they are loaded right afterwards."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Model initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 def _source(model: str, pretrained: str | None) -> str:

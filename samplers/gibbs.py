@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samplers.cloud import Cloud
+from samplers.pool import joined
 from samplers.potentials import Potential
 from samplers.temperature import Look, Temperature, TemperatureName, temperature_of
 from steering.cost import Cost
@@ -50,6 +51,11 @@ class RetainedPath:
     rewards: Tensor
     columns: dict[str, Tensor]
     total: str
+
+    @property
+    def scores(self) -> Scores:
+        """Rewards of the finished sample, one row."""
+        return Scores(self.columns[self.total], self.columns)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
@@ -233,7 +239,7 @@ class ParticleGibbs(Search):
             )
             cloud = replace(cloud, x_t=_with(reference, "x_t", i + 1, moved))
         scores = yield Score(cloud.x_t[held:], Stage.FINAL)
-        final = scores if reference is None else _joined(reference, scores)
+        final = scores if reference is None else joined([reference.scores, scores])
         weights = cloud.weights.times(cloud.potential.last(final.total, problem.lam))
         cloud = replace(cloud, weights=weights)
         u = problem.streams.uniform("selection", index, 0, 1)
@@ -276,22 +282,18 @@ class ParticleGibbs(Search):
         complete: bool,
     ) -> Outcome:
         x_0 = torch.cat([cloud.x_t for cloud, _ in kept])
-        columns = {
-            name: torch.cat([final.columns[name] for _, final in kept])
-            for name in kept[0][1].columns
-        }
-        total = torch.cat([final.total for _, final in kept])
+        scores = joined([final for _, final in kept])
         log_w = torch.cat([cloud.weights.normalised.log() for cloud, _ in kept])
         if self.returns == "best":
-            chosen = [int(total.argmax())]
+            chosen = [int(scores.total.argmax())]
         elif self.returns == "all":
-            chosen = torch.argsort(total, descending=True, stable=True).tolist()
+            chosen = torch.argsort(scores.total, descending=True, stable=True).tolist()
         else:  # the retained path is one of the last sweep's particles
             last = len(x_0) - self.particles
             chosen = [last + problem.trace.column("retained")[-1]]
         problem.trace.record(chosen=chosen)
         extra = {"state": reference}
-        return Outcome(x_0, Scores(total, columns), log_w, chosen, None, complete, extra)
+        return Outcome(x_0, scores, log_w, chosen, None, complete, extra)
 
 
 class _History:
@@ -340,13 +342,6 @@ def _with(reference: RetainedPath | None, part: str, step: int, fresh: Tensor) -
     if reference is None:
         return fresh
     return torch.cat([getattr(reference, part)[step : step + 1], fresh])
-
-
-def _joined(reference: RetainedPath, fresh: Scores) -> Scores:
-    columns = {
-        name: torch.cat([reference.columns[name], column]) for name, column in fresh.columns.items()
-    }
-    return Scores(torch.cat([reference.columns[reference.total], fresh.total]), columns)
 
 
 def _owner(problem: Problem) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplers.repair_costs import charge, check_limits, counted
+from samplers.repair_costs import charge, check_limits, counted, stands_still
+from samplers.repair_scoring import Scoring
 from samplers.repair_state import RepairState
 from steering.cost import Budget, Cost
 from steering.flaws import Editor, Painted, Painter, Planner
@@ -43,7 +44,8 @@ class Repair:
         painter: makes the pictures; None: they are given, and no further ones are made.
         tries: edits of one flaw side by side, the best of which is put to the reward.
         gain: by how much the reward must rise for an edit to be accepted; more than that.
-        rounds: most passes through a plan, over all pictures of a prompt; None: as the budget allows.
+        rounds: most passes through a plan, over all pictures of a prompt; None: as the budget allows,
+            and none after one that spent nothing of what the budget limits.
         patience: rounds in a row without an accepted edit after which a picture is given up, unless
             the budget pays for no new one; None: never.
         replan: ask the planner after each accepted edit, not only after a round.
@@ -77,13 +79,8 @@ class Repair:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.gain < math.inf:
             raise ValueError(f"gain must be at least 0 and finite, got {self.gain}")
-        check_limits(self.budget, self.rounds)
-        if getattr(self.reward, "ranked", None) is not None:
-            raise ValueError(
-                f"the reward {self.reward.name!r} ranks candidates among each other and cannot say "
-                "whether one got better; use WeightedSum"
-            )
-        self._features: dict[str, Any] = {}
+        self._scoring = Scoring(self.reward)
+        check_limits(self.budget, self.rounds, self._edit_cost())
 
     def __call__(self, prompts: Sequence[str | Item], **given: Any) -> list[RepairState]:
         """Repair until every prompt is done; arguments and errors are those of :meth:`begin`."""
@@ -110,13 +107,13 @@ class Repair:
             ValueError: no pictures and no painter, or numbers of them that do not agree.
             BudgetTooSmall: one painted, scored picture does not fit the budget.
         """
-        self._features.clear()
+        self._scoring.forget()
         items = [p if isinstance(p, Item) else Item(p) for p in prompts]
         names = prompt_keys([item.prompt for item in items]) if keys is None else list(keys)
         if len(names) != len(items) or len(set(names)) != len(items):
             raise ValueError(f"need one distinct key for each of {len(items)} prompts, got {names}")
         states = [RepairState(item, key) for item, key in zip(items, names, strict=True)]
-        self._prepare(states)
+        self._scoring.prepare(states)
         if pictures is None:
             if self.painter is None:
                 raise ValueError("there is nothing to repair: give pictures, or a painter")
@@ -129,7 +126,7 @@ class Repair:
             raise ValueError(
                 f"pictures must be ({len(states)}, 3, H, W), got {tuple(pictures.shape)}"
             )
-        self._score(states, pictures)
+        self._take(states, pictures, self._scoring(states, pictures))
         return states
 
     def run(self, states: Sequence[RepairState]) -> Iterator[Sequence[RepairState]]:
@@ -147,7 +144,7 @@ class Repair:
                 mine = [s for s in states if s.done is None and wants(s)]
                 turns.append((action, mine))
             if not any(mine for _, mine in turns):
-                self._features.clear()
+                self._scoring.forget()
                 return
             for action, mine in turns:
                 if mine:
@@ -164,7 +161,10 @@ class Repair:
 
     def _paint_cost(self) -> Cost:
         assert self.painter is not None
-        return self.painter.cost() + Cost(reward_calls=self.reward.calls_per_row)
+        return self._scoring.painting(self.painter)
+
+    def _edit_cost(self) -> Cost:
+        return self.editor.cost() + self._scoring.cost
 
     def _affords(self, state: RepairState, cost: Cost) -> bool:
         """Whether it fits the budget; if not, the state is done."""
@@ -188,11 +188,13 @@ class Repair:
         charge(states, painted.costs, start)
         for state in states:
             state.paints, state.fruitless = state.paints + 1, 0
-        self._score(states, painted.pictures)
+        rewards = self._scoring.of_painted(states, self.painter, painted)
+        self._take(states, painted.pictures, rewards)
 
-    def _score(self, states: Sequence[RepairState], pictures: Tensor) -> None:
+    def _take(
+        self, states: Sequence[RepairState], pictures: Tensor, rewards: Sequence[float]
+    ) -> None:
         """Take pictures, one a state, with their rewards."""
-        rewards = self._rewards(states, pictures)
         for state, picture, reward in zip(states, pictures, rewards, strict=True):
             state.show(picture, reward)
             state.record("picture", reward=reward)
@@ -237,7 +239,7 @@ class Repair:
             self._seeds(rows),
         )
         charge(rows, painted.costs, start)
-        rewards = self._rewards(rows, painted.pictures)
+        rewards = self._scoring(rows, painted.pictures)
         for state in tried:
             own = [i for i, row in enumerate(rows) if row is state]
             self._judge(state, own, painted, rewards)
@@ -248,7 +250,7 @@ class Repair:
         if self.rounds is not None and state.rounds >= self.rounds:
             state.done = "rounds"
             return 0
-        one = self.editor.cost() + Cost(reward_calls=self.reward.calls_per_row)
+        one = self._edit_cost()
         if not self._affords(state, one):
             return 0
         return int(min(self.tries, self.budget.times(counted(one), state.spent)))
@@ -289,6 +291,8 @@ class Repair:
         if state.plan is not None and state.flaws:
             return
         state.rounds, state.fruitless = state.rounds + 1, state.fruitless + 1
+        if stands_still(state, self.budget) and self.rounds is None:
+            state.done = "stuck"
         if self._gives_up(state):
             state.picture, state.plan = None, None
             state.record("given up", reward=state.score)
@@ -304,32 +308,6 @@ class Repair:
         if self.painter is None:
             return True
         return self.budget.exceeded_by(state.spent + self._paint_cost()) is None
-
-    def _prepare(self, states: Sequence[RepairState]) -> None:
-        """The reward's features of each prompt, once."""
-        for state in states:
-            if state.key not in self._features:
-                self._features[state.key] = self.reward.prepare(state.item)
-
-    def _rewards(self, rows: Sequence[RepairState], pictures: Tensor) -> list[float]:
-        """Rewards of pictures, one a row.
-
-        Raises:
-            ValueError: one is not finite.
-        """
-        start = time.perf_counter()
-        self._prepare(rows)
-        with torch.no_grad():
-            found = self.reward(pictures, [self._features[s.key] for s in rows])
-        total = found[self.reward.name] if isinstance(found, Mapping) else found
-        values = [float(v) for v in total.double().cpu()]
-        charge(rows, [Cost(reward_calls=self.reward.calls_per_row)] * len(rows), start)
-        for state, value in zip(rows, values, strict=True):
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"reward {self.reward.name!r} gave {value} for the prompt {state.item.prompt!r}"
-                )
-        return values
 
 
 def _picture(state: RepairState) -> Tensor:

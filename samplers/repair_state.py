@@ -19,6 +19,7 @@ from steering.flaws import Flaw
 from steering.reward import Item
 
 _TENSORS = ("picture", "best")
+_COSTS = ("spent", "spent_before")
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class RepairState:
         plan: flaws that the planner found in ``picture``; None before it was asked.
         flaws: those of them that are still to be tried in this round.
         spent: what was spent.
+        spent_before: of that, what was spent before the round that is under way.
         judge_calls: of the planner.
         paints: pictures painted; also the serial of the next.
         edits: edits made; also the serial of the next.
@@ -53,6 +55,7 @@ class RepairState:
     plan: list[Flaw] | None = None
     flaws: list[Flaw] = field(default_factory=list)
     spent: Cost = field(default_factory=Cost)
+    spent_before: Cost = field(default_factory=Cost)
     judge_calls: int = 0
     paints: int = 0
     edits: int = 0
@@ -83,7 +86,7 @@ def save_states(path: str | Path, states: Sequence[RepairState]) -> None:
                 tensors[f"{name} {i}"] = value.detach().cpu().contiguous().clone()
         told = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in _TENSORS}
         told["item"] = {"prompt": state.item.prompt, "metadata": dict(state.item.metadata)}
-        told["spent"] = asdict(state.spent)
+        told |= {name: asdict(getattr(state, name)) for name in _COSTS}
         told["plan"] = None if state.plan is None else [asdict(flaw) for flaw in state.plan]
         told["flaws"] = [asdict(flaw) for flaw in state.flaws]
         plain.append(told)
@@ -106,7 +109,7 @@ def load_states(path: str | Path) -> list[RepairState]:
     states = []
     for i, record in enumerate(json.loads(told)):
         record["item"] = Item(**record["item"])
-        record["spent"] = Cost(**record["spent"])
+        record |= {name: Cost(**record[name]) for name in _COSTS}
         record["plan"] = None if record["plan"] is None else [_flaw(f) for f in record["plan"]]
         record["flaws"] = [_flaw(f) for f in record["flaws"]]
         own: dict[str, Any] = {name: tensors.get(f"{name} {i}") for name in _TENSORS}

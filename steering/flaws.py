@@ -71,10 +71,13 @@ class Painted:
     Attributes:
         pictures: ``(B, 3, H, W)`` in [0, 1].
         costs: of each picture, counted where it was made.
+        rewards: of each picture by the painter's own ``reward``, where it searched by one; a repair
+            by the same reward takes them as they are.
     """
 
     pictures: Tensor
     costs: list[Cost]
+    rewards: list[float] | None = None
 
 
 @runtime_checkable

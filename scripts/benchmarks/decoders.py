@@ -1,7 +1,8 @@
 """Measures how well cheap decodes of guesses rank candidates, noise level by noise level.
 
 Candidates of a prompt are carried to the end by DDIM (eta 0). At some steps the reward of the guess of
-x_0 is computed from the full decode and from cheaper ones. Rows give Spearman's rank correlation over
+x_0 is computed from the full decode and from cheaper ones; the tiny autoencoder, of which the embedded
+models have none, is trained first if ``--tiny`` holds none. Rows give Spearman's rank correlation over
 the candidates of a prompt, averaged over prompts: with the reward of the full decode of the same guess,
 and with the reward of the finished sample.
 """
@@ -9,6 +10,7 @@ and with the reward of the finished sample.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from torch import Tensor
 
 from benchmarks.common import Results
 from benchmarks.embedded import MODELS, options_of, synchronise
+from benchmarks.tiny_decoder import train_tiny
 from rewards import ShapesCLIP
 from steering import adapt, shapes
-from steering.adapters import LinearDecode, LowResolution
+from steering.adapters import LinearDecode, LowResolution, TinyDecode
+from steering.adapters.cheap_decode import CheapDecode
 from steering.adapters.pipeline import PipelineModel
 from steering.command.options import device_of, load_pipeline
 from steering.model import Stage
@@ -29,12 +33,12 @@ from steering.reward import Item
 from steering.transitions import DDIM
 
 FITTED = tuple(shapes.prompts("easy")[:32])  #: what the linear decode is fitted on
-POLICIES = {
-    "full": None,
+POLICIES: dict[str, CheapDecode] = {
     "linear": LinearDecode(FITTED, samples=32),
     "linear, one pixel": LinearDecode(FITTED, samples=32, reach=0),
     "half resolution": LowResolution(2),
 }
+DECODERS = ("full", *POLICIES, "tiny")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -44,6 +48,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=24, help="of the hard set")
     parser.add_argument("--candidates", type=int, default=16, help="of each prompt")
     parser.add_argument("--levels", type=int, default=5, help="noise levels, evenly over the steps")
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS))
+    parser.add_argument(
+        "--tiny", type=Path, default=Path("outputs/tiny"), help="an AutoencoderTiny"
+    )
+    parser.add_argument("--train_seconds", type=float, default=360.0, help="if it must be trained")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="2 prompts, 4 candidates, 2 levels")
 
@@ -58,20 +67,32 @@ def run(options: Any) -> None:
         device = device_of(pipeline)
         results = Results(Path(options.json), device=device, seed=0)
         cell = {"model": name, "prompts": prompts, "candidates": candidates, "device": str(device)}
-        if results.has(cell):
+        left = [d for d in options.decoders if not results.has(cell | {"decoder": d})]
+        if not left:
             continue
         model = adapt(load_pipeline(pipeline, device), call=pipeline.call)
-        for row in measure(model, shapes.prompts("hard")[:prompts], candidates, levels):
-            results.add(cell | row)
+        policies = {d: POLICIES[d] for d in left if d in POLICIES}
+        if "tiny" in left:
+            if not (options.tiny / "config.json").exists():
+                how = {"seconds": options.train_seconds, "pictures": 256 if options.quick else 8192}
+                train_tiny(model.pipe.vae, options.tiny, **how)
+            policies["tiny"] = TinyDecode(str(options.tiny))
+        for row in measure(model, policies, shapes.prompts("hard")[:prompts], candidates, levels):
+            if row["decoder"] in left:
+                results.add(cell | row)
 
 
 def measure(
-    model: PipelineModel, prompts: list[str], candidates: int, levels: int
+    model: PipelineModel,
+    policies: Mapping[str, CheapDecode],
+    prompts: list[str],
+    candidates: int,
+    levels: int,
 ) -> list[dict[str, Any]]:
     """Rows of one model: decoder, level, its two correlations with standard errors, its seconds."""
     steps = model.grid.steps
     looks = sorted({round(steps * (i + 1) / levels) - 1 for i in range(levels)})
-    rewards, seconds = score_all(model, prompts, candidates, looks)
+    rewards, seconds = score_all(model, policies, prompts, candidates, looks)
     final = rewards["full"][-1]
     rows = []
     for decoder, scores in rewards.items():
@@ -95,16 +116,20 @@ def measure(
 
 @torch.no_grad()
 def score_all(
-    model: PipelineModel, prompts: list[str], candidates: int, looks: list[int]
+    model: PipelineModel,
+    policies: Mapping[str, CheapDecode],
+    prompts: list[str],
+    candidates: int,
+    looks: list[int],
 ) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
     """Rewards ``(prompts, candidates)`` by decoder, of the guess at each look; "full" ends with the end.
 
     And the seconds that each decoder took a picture.
     """
     reward, step_of = ShapesCLIP(), DDIM(eta=0.0)
-    cheap = {name: p and p.fit(model) for name, p in POLICIES.items()}
-    found: dict[str, list[list[Tensor]]] = {n: [[] for _ in (*looks, -1)] for n in POLICIES}
-    seconds = dict.fromkeys(POLICIES, 0.0)
+    cheap = {"full": None, **{name: p.fit(model) for name, p in policies.items()}}
+    found: dict[str, list[list[Tensor]]] = {n: [[] for _ in (*looks, -1)] for n in cheap}
+    seconds = dict.fromkeys(cheap, 0.0)
     generator = torch.Generator().manual_seed(1)
     for prompt in prompts:
         handles = model.encode([prompt]) * candidates

@@ -29,7 +29,7 @@ from samplers import BestOfN, Repair, RepairState
 from steering import shapes
 from steering.adapters.editor import PipelineEditor, SteeredPainter
 from steering.command.options import device_of
-from steering.cost import Budget, Cost
+from steering.cost import Budget
 from steering.files import write_atomically
 from steering.reward import Item, Reward
 from steering.streams import copy_key, prompt_keys
@@ -212,20 +212,18 @@ class Bench:
         self, way: Way, paints: SteeredPainter, items: Sequence[Item], keys: Sequence[str]
     ) -> list[list[list[int]]]:
         """The pictures that a repair would paint, and nothing else."""
-        reward = self.rewards[way.accepts]
         states = [RepairState(item, key) for item, key in zip(items, keys, strict=True)]
         traces = Traces(self.judge, states)
         for n in range(self.options.nfe // int(paints.cost().nfe)):
             live = [s for s in states if s.done is None]
             if not live:
                 break
-            some = [s.item for s in live]
-            painted = paints.paint(some, [copy_key(s.key, n) for s in live])
-            scores = reward(painted.pictures, [reward.prepare(item) for item in some])
+            painted = paints.paint([s.item for s in live], [copy_key(s.key, n) for s in live])
+            assert painted.rewards is not None
             for i, state in enumerate(live):
-                state.spent = state.spent + painted.costs[i] + Cost(reward_calls=1)
-                state.show(painted.pictures[i], float(scores[i]))
-                if way.accepts == "judge" and scores[i] == 0:  # no flaw is left
+                state.spent = state.spent + painted.costs[i]
+                state.show(painted.pictures[i], painted.rewards[i])
+                if way.accepts == "judge" and painted.rewards[i] == 0:  # no flaw is left
                     state.done = "right"
             traces.note(states)
         return traces.rows

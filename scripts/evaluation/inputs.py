@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from steering import shapes
 from steering.media import common_size, list_pictures, read_metadata
@@ -25,6 +26,7 @@ class Run:
         names: the same relative to the folder.
         prompts: one a picture; empty if none are needed.
         kinds: one a picture, "" where unknown.
+        known: what rewards may know of a prompt beside its text, by prompt.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Run:
     names: list[str]
     prompts: list[str]
     kinds: list[str]
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -64,7 +67,7 @@ def read_run(
         folder: with pictures of one size.
         name: for the tables.
         prompts: file of prompts instead of those in the PNG files.
-        kinds: file of kinds by prompt.
+        kinds: file of kinds by prompt, and of metadata if it is one of JSON lines.
         with_prompts: whether prompts are needed.
 
     Raises:
@@ -78,12 +81,17 @@ def read_run(
         return Run(name, pictures, names, [], [])
     inside = [read_metadata(path) for path in pictures]
     texts = _from_file(Path(prompts), pictures) if prompts else _from_inside(pictures, inside)
-    table = _read_kinds(Path(kinds)) if kinds else {}
+    table, known = _read_kinds(Path(kinds)) if kinds else ({}, {})
     found = [
         table.get(text) or tags.get("kind") or _grammar_kind(text)
         for text, tags in zip(texts, inside, strict=True)
     ]
-    return Run(name, pictures, names, texts, found)
+    written = {
+        text: json.loads(tags["metadata"])
+        for text, tags in zip(texts, inside, strict=True)
+        if "metadata" in tags
+    }
+    return Run(name, pictures, names, texts, found, written | known)
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
@@ -139,12 +147,15 @@ def _from_file(file: Path, pictures: Sequence[Path]) -> list[str]:
     return given
 
 
-def _read_kinds(file: Path) -> dict[str, str]:
+def _read_kinds(file: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Kinds by prompt, and metadata by prompt."""
     content = _read(file, "kinds")
+    known: dict[str, dict[str, Any]] = {}
     try:
         if file.suffix == ".jsonl":
             lines = [json.loads(line) for line in content.splitlines() if line.strip()]
             found = {line["prompt"]: line["tag"] for line in lines}
+            known = {line["prompt"]: {k: line[k] for k in line if k != "prompt"} for line in lines}
         else:
             found = json.loads(content)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -154,7 +165,7 @@ def _read_kinds(file: Path) -> dict[str, str]:
         ) from error
     if not isinstance(found, dict) or not all(isinstance(kind, str) for kind in found.values()):
         raise ValueError(f"{file} must hold a JSON object from prompt to kind")
-    return found
+    return found, known
 
 
 def _read(file: Path, what: str) -> str:

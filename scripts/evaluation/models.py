@@ -80,23 +80,27 @@ class Scorer:
         self.name = name
         self.model = make_reward(name).to(device)
         self.device = device
-        self._prepared: dict[str, Any] = {}
+        self._prepared: dict[tuple[str, str], Any] = {}
 
     def __call__(self, run: Run, places: Sequence[int], pictures: Tensor) -> Columns:
         """``reward:NAME:COLUMN`` ``(B,)`` for each column."""
-        prompts = [run.prompts[i] for i in places]
-        for prompt in prompts:
-            if prompt not in self._prepared:
-                self._prepared[prompt] = self.model.prepare(Item(prompt))
         media = pictures.to(self.device).float() / 255
+        features = [self._features(run, run.prompts[i]) for i in places]
         with torch.no_grad():
-            scored = self.model(media, [self._prepared[prompt] for prompt in prompts])
+            scored = self.model(media, features)
         columns = {self.model.name: scored} if isinstance(scored, Tensor) else dict(scored)
         for column, values in columns.items():
             if not values.isfinite().all():
                 first = run.pictures[places[int((~values.isfinite()).nonzero()[0])]]
                 raise ValueError(f"reward {self.name!r} gave no finite {column} for {first}")
         return {f"reward:{self.name}:{n}": column.double() for n, column in columns.items()}
+
+    def _features(self, run: Run, prompt: str) -> Any:
+        """Features of a prompt of a run, whose metadata are its own."""
+        key = (run.name, prompt)
+        if key not in self._prepared:
+            self._prepared[key] = self.model.prepare(Item(prompt, run.known.get(prompt, {})))
+        return self._prepared[key]
 
 
 def verdicts(run: Run, places: Sequence[int], pictures: Tensor) -> Columns:

@@ -15,7 +15,7 @@ from steering.adapters.watch import Watch
 from steering.cost import Cost
 from steering.flaws import Flaw, Painted
 from steering.pipeline import SteeredPipeline
-from steering.reward import Item
+from steering.reward import Item, Reward
 from steering.streams import seeded_generator
 
 _WORDS = ("prompt", "instruction", "target")
@@ -170,6 +170,11 @@ class SteeredPainter:
         if steered.seed is None:
             steered.seed = 0
 
+    @property
+    def reward(self) -> Reward:
+        """What the search goes by, and the rewards of what is painted are of."""
+        return self.steered.reward
+
     def cost(self) -> Cost:
         """What the search plans to spend on a picture."""
         plan = self.steered.plan("", **self.call)
@@ -193,4 +198,6 @@ class SteeredPainter:
                 raise result.error
         spent = [r.usage.cost for r in results]
         costs = [Cost(c.nfe, c.decodes, c.reward_calls, c.backwards) for c in spent]
-        return Painted(torch.stack([r.media[0] for r in results]), costs)
+        outcomes = [r.outcome for r in results if r.outcome is not None]
+        rewards = [float(found.scores.total[found.chosen[0]]) for found in outcomes]
+        return Painted(torch.stack([r.media[0] for r in results]), costs, rewards)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rewards.base import RewardModel
 from steering.clarity import clarity_folders
-from steering.command.options import PipelineOptions, device_of, load_pipeline, read_prompts
+from steering.command.options import PipelineOptions, device_of, load_pipeline
+from steering.command.prompts import read_prompts
 from steering.pilot import BaseSamples
 from steering.pipeline import SteeredPipeline
 from steering.streams import prompt_keys
@@ -42,7 +43,8 @@ def calibrate(
     Returns:
         Exit status 0.
     """
-    prompts = read_prompts(prompt, prompts_file)
+    items = read_prompts(prompt, prompts_file)
+    prompts = [item.prompt for item in items]
     device = device_of(pipeline)
     steered = SteeredPipeline(
         load_pipeline(pipeline, device),
@@ -53,6 +55,7 @@ def calibrate(
     found, usage = steered.calibration(
         prompts,
         keys=prompt_keys(prompts),
+        metadata=[item.metadata for item in items],
         folders=[],
         count=count,
         samples=samples,
@@ -62,8 +65,15 @@ def calibrate(
     print(f"spread {found.spread:.4g} from {len(found.centred)} samples, {usage.nfe} NFE: {path}")
     if clarity:
         keys = prompt_keys(prompts)
-        some = [prompts[i] for i in pilot_prompts(keys, count)]
-        seen = clarity_of(steered, some, search=Watched(samples), seed=seed, **pipeline.call)
+        some = [items[i] for i in pilot_prompts(keys, count)]
+        seen = clarity_of(
+            steered,
+            [item.prompt for item in some],
+            metadata=[item.metadata for item in some],
+            search=Watched(samples),
+            seed=seed,
+            **pipeline.call,
+        )
         path = seen.save(output.parent / "clarity" if output else clarity_folders()[0])
         ranked = ", ".join(f"{i}: {r:.2f}" for i, r in zip(seen.looked, seen.ranked, strict=True))
         print(f"rank correlation by step {ranked}, from {seen.samples} samples: {path}")

@@ -34,9 +34,9 @@ from steering.command.options import (
     device_of,
     load_pipeline,
     load_scheduler,
-    read_prompts,
 )
 from steering.command.outputs import OutputFolder
+from steering.command.prompts import read_prompts
 from steering.comparison.page import write_report
 from steering.comparison.results import RUN_FILE
 from steering.comparison.sizes import size_of
@@ -44,6 +44,7 @@ from steering.cost import Cost
 from steering.files import write_atomically
 from steering.pipeline import SteeredPipeline
 from steering.planning import Figures, device_name, scheduler_facts
+from steering.reward import Item
 from steering.search import Facts
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Strength
@@ -83,7 +84,7 @@ def compare(
             fk:particles=8,potential=max; label=fk:particles=8 names one. Each is made as large as a
             budget pays for, unless its size is among the options.
         prompt: a prompt; repeat for more.
-        prompts_file: prompts, one a line; shapes:easy and shapes:hard name the embedded sets.
+        prompts_file: as in generate.
         limit: at most so many prompts, the first.
         output: folder for results and report.html.
         held_out: rewards that judge the results and are never searched on; name one or more.
@@ -107,7 +108,7 @@ def compare(
     Returns:
         Exit status: 0, or 1 if a search failed.
     """
-    prompts = read_prompts(prompt, prompts_file)[:limit]
+    items = read_prompts(prompt, prompts_file)[:limit]
     judges = by_name(held_out, reward)
     settings = {
         "pipeline": asdict(pipeline) | {"device": ""},
@@ -138,7 +139,7 @@ def compare(
     call = dict(pipeline.call)
     call["negative_prompt"] = negative_prompt or call.get("negative_prompt")
     say_door(steered, call)
-    work = Work(output, prompts, seeds, chunk, call, overwrite, progress)
+    work = Work(output, items, seeds, chunk, call, overwrite, progress)
     before = None if overwrite else _described(output)
     facts = _facts(pipeline, reward.calls_per_row)
     price = _price(steered, work) if seconds else None
@@ -148,7 +149,7 @@ def compare(
     if dense is not None:
         steered.sampler = dense
         state = PartialState(cpu=pipeline.device == "cpu")
-        steered.strength = _common_strength(steered, state, root, prompts, call)
+        steered.strength = _common_strength(steered, state, root, items, call)
     _describe(work, before, chosen, steered)
     failures = _run(steered, chosen, work)
     report([output])
@@ -206,7 +207,7 @@ class Work:
 
     Attributes:
         output: folder of the comparison.
-        prompts: to search for.
+        items: prompts to search for, with what rewards may know of them.
         seeds: searches a prompt.
         chunk: prompts encoded at once.
         call: the pipeline's own keyword arguments.
@@ -215,12 +216,17 @@ class Work:
     """
 
     output: Path
-    prompts: Sequence[str]
+    items: Sequence[Item]
     seeds: int
     chunk: int
     call: Mapping[str, Any]
     overwrite: bool
     progress: bool
+
+    @property
+    def prompts(self) -> list[str]:
+        """Texts of the prompts."""
+        return [item.prompt for item in self.items]
 
 
 def _opened(
@@ -251,9 +257,9 @@ def _facts(pipeline: PipelineOptions, calls_per_row: int) -> Facts:
 
 def _run(steered: SteeredPipeline, chosen: Sequence[Cell], work: Work) -> list[Exception]:
     """Run what each cell lacks; returns what failed."""
-    prompts, keys = work.prompts, prompt_keys(work.prompts)
+    items, keys = work.items, prompt_keys(work.prompts)
     failures: list[Exception] = []
-    bar = _Bar(len(chosen) * len(prompts) * work.seeds, show=work.progress)
+    bar = _Bar(len(chosen) * len(items) * work.seeds, show=work.progress)
     steered.on_progress = bar.show
     for cell in chosen:
         settings = {"sampler": repr(cell.search), "budget": asdict(cell.budget)}
@@ -264,13 +270,14 @@ def _run(steered: SteeredPipeline, chosen: Sequence[Cell], work: Work) -> list[E
         todo = [
             i
             for i, key in enumerate(keys)
-            if not all(folder.is_done(prompts[i], copy_key(key, c)) for c in range(work.seeds))
+            if not all(folder.is_done(items[i], copy_key(key, c)) for c in range(work.seeds))
         ]
-        bar.skip((len(prompts) - len(todo)) * work.seeds)
+        bar.skip((len(items) - len(todo)) * work.seeds)
         for start in range(0, len(todo), work.chunk):
             some = todo[start : start + work.chunk]
             run = steered.prepare(
-                [prompts[i] for i in some],
+                [items[i].prompt for i in some],
+                metadata=[items[i].metadata for i in some],
                 keys=[keys[i] for i in some],
                 num_images_per_prompt=work.seeds,
                 **work.call,
@@ -283,10 +290,11 @@ def _run(steered: SteeredPipeline, chosen: Sequence[Cell], work: Work) -> list[E
 def _price(steered: SteeredPipeline, work: Work) -> Callable[[Cost], Cost]:
     """What a cost takes in seconds here, from unsteered samples of a few prompts, run twice."""
     steered.sampler = BestOfN(4)
-    some = list(work.prompts[:8])
+    some = work.items[:8]
     for turn in ("warm", "timed"):
         keys = [f"{turn}:{i}" for i in range(len(some))]
-        run = steered.prepare(some, keys=keys, **work.call)
+        told: dict[str, Any] = {"keys": keys, "metadata": [item.metadata for item in some]}
+        run = steered.prepare([item.prompt for item in some], **told, **work.call)
         for result in run.results():
             if result.error is not None:
                 raise result.error
@@ -338,7 +346,7 @@ def _describe(
         "version": __version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_name(torch.device(steered.pipe.device)),
-        "prompts": list(work.prompts),
+        "prompts": work.prompts,
         "seeds": work.seeds,
         "reward": steered.reward.name,
         "held_out": list(steered.held_out),

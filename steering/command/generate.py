@@ -26,14 +26,15 @@ from steering.command.options import (
     device_of,
     load_pipeline,
     load_scheduler,
-    read_prompts,
 )
 from steering.command.outputs import OutputFolder, check_writable
+from steering.command.prompts import read_prompts
 from steering.cost import Budget
 from steering.engine import Progress
 from steering.pipeline import SteeredPipeline
 from steering.planning import Figures, describe, device_name, scheduler_facts
 from steering.report import SteeredRun
+from steering.reward import Item
 from steering.search import Facts, Search
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders
@@ -67,7 +68,8 @@ def generate(
         sampler: the search; a name in configs/sampler, or a class path.
         reward: what is searched for; a name in configs/reward, or a class path.
         prompt: a prompt; repeat for more.
-        prompts_file: prompts, one a line; shapes:easy and shapes:hard name the embedded sets.
+        prompts_file: prompts, one a line, or with metadata as JSON lines (.jsonl); shapes:easy and
+            shapes:hard name the embedded sets.
         output: folder for pictures and traces.
         held_out: rewards that judge the results and are never searched on; name one or more.
         strength: how strongly to follow the reward.
@@ -87,7 +89,7 @@ def generate(
     Returns:
         Exit status: 0, or 1 if a search failed.
     """
-    prompts, judges = read_prompts(prompt, prompts_file), by_name(held_out, reward)
+    items, judges = read_prompts(prompt, prompts_file), by_name(held_out, reward)
     settings = {  # all that decides the pictures
         "pipeline": asdict(pipeline) | {"device": ""},
         "sampler": repr(sampler),
@@ -106,12 +108,12 @@ def generate(
     if state.is_main_process:
         folder.prepare(overwrite=overwrite)
     state.wait_for_everyone()
-    keys = prompt_keys(prompts)
+    keys = prompt_keys([item.prompt for item in items])
     todo = [
         i
         for i, key in enumerate(keys)
         if _share(key, state.num_processes) == state.process_index
-        and not all(folder.is_done(prompts[i], copy_key(key, c)) for c in range(images_per_prompt))
+        and not all(folder.is_done(items[i], copy_key(key, c)) for c in range(images_per_prompt))
     ]
     if not todo and state.num_processes == 1:
         return 0
@@ -136,13 +138,18 @@ def generate(
     if negative_prompt is None:
         negative_prompt = call.get("negative_prompt")
     call["negative_prompt"] = negative_prompt
-    steered.strength = _common_strength(steered, state, folder, prompts, call)
+    steered.strength = _common_strength(steered, state, folder, items, call)
     call["num_images_per_prompt"] = images_per_prompt
     failures = []
     say_door(steered, call)
     for start in range(0, len(todo), chunk):
         some = todo[start : start + chunk]
-        run = steered.prepare([prompts[i] for i in some], keys=[keys[i] for i in some], **call)
+        run = steered.prepare(
+            [items[i].prompt for i in some],
+            metadata=[items[i].metadata for i in some],
+            keys=[keys[i] for i in some],
+            **call,
+        )
         failures += _write_results(run, folder, bar)
         _remember_speed(run.engine, _figures_path(pipeline, reward.name, device), device)
     bar.close()
@@ -265,7 +272,7 @@ def _common_strength(
     steered: SteeredPipeline,
     state: Any,
     folder: OutputFolder,
-    prompts: Sequence[str],
+    items: Sequence[Item],
     call: Mapping[str, Any],
 ) -> Strength:
     """Lambda in raw units, the same in every process and after every resumption."""
@@ -274,7 +281,12 @@ def _common_strength(
     home = folder.path / "calibration"
     if state.is_main_process:
         folders = [home, *calibration_folders()]
-        known, spent = steered.calibration(prompts, folders=folders, **call)
+        known, spent = steered.calibration(
+            [item.prompt for item in items],
+            metadata=[item.metadata for item in items],
+            folders=folders,
+            **call,
+        )
         known.save(home)
         if spent.nfe:
             folder.note(pilot=spent.to_dict())

@@ -129,31 +129,6 @@ def _added(name: str, value: str) -> str:
     return f"--{name}+={find(GROUPS[name], value) if name in GROUPS else value}"
 
 
-def read_prompts(prompt: Sequence[str], prompts_file: Path | None) -> list[str]:
-    """Prompts of the command line, then those of a file, one a line; ``#`` starts a comment line.
-
-    A file may also be named ``shapes:easy`` or ``shapes:hard`` for the embedded prompt sets.
-
-    Raises:
-        UsageError: no prompt, or no such file.
-    """
-    found = list(prompt)
-    if prompts_file is not None and str(prompts_file).startswith("shapes:"):
-        from steering import shapes
-
-        found += shapes.prompts(str(prompts_file).removeprefix("shapes:"))
-    elif prompts_file is not None:
-        if not prompts_file.is_file():
-            raise UsageError(f"there is no prompts file {str(prompts_file)!r}")
-        lines = (line.strip() for line in prompts_file.read_text(encoding="utf-8").splitlines())
-        found += [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UsageError(
-            "no prompts: give --prompt TEXT (repeat it for more) or --prompts_file FILE"
-        )
-    return found
-
-
 def device_of(options: PipelineOptions, process: int = 0) -> torch.device:
     """The device of an option, one a process where there are several GPUs."""
     if options.device != "auto":

@@ -22,6 +22,7 @@ from steering.comparison.sheets import sheet
 from steering.files import write_atomically
 from steering.live import JobResult
 from steering.report import returned_scores
+from steering.reward import Item
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,23 @@ class OutputFolder:
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
         return f"{words or 'prompt'}-{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
-    def is_done(self, prompt: str, key: str) -> bool:
-        """Whether this search was finished earlier."""
-        return (self.path / f"{self.name(prompt, key)}.json").is_file()
+    def is_done(self, item: Item, key: str) -> bool:
+        """Whether this search was finished earlier.
+
+        Raises:
+            UsageError: it was, with other metadata of the prompt.
+        """
+        path = self.path / f"{self.name(item.prompt, key)}.json"
+        if not path.is_file():
+            return False
+        if item.metadata:
+            before = json.loads(path.read_text(encoding="utf-8")).get("metadata")
+            if before != _plain(dict(item.metadata)):
+                raise UsageError(
+                    f"{str(path)!r} was made with other metadata of {item.prompt!r}, {before}; choose "
+                    "another --output, or pass --overwrite true"
+                )
+        return True
 
     def write(self, result: JobResult, extra: Mapping[str, Any]) -> Path:
         """Write pictures, then the record that marks them done; returns the record's path.
@@ -113,8 +128,10 @@ class OutputFolder:
                 ("sampler", repr(job.search)),
                 ("scores", json.dumps(score)),
                 ("version", __version__),
+                ("metadata", json.dumps(dict(job.item.metadata)) if job.item.metadata else ""),
             ):
-                info.add_itxt(tag, text)
+                if text:
+                    info.add_itxt(tag, text)
             write_atomically(self.path / file, partial(media.save, format="PNG", pnginfo=info))
             files.append(file)
         outcome = result.outcome
@@ -122,6 +139,7 @@ class OutputFolder:
             extra = {**extra, "looks": self._write_looks(name, result)}
         record = {
             "prompt": job.item.prompt,
+            "metadata": dict(job.item.metadata),
             "key": job.key,
             "seed": job.seed,
             "files": files,

@@ -28,13 +28,14 @@ from steering.command.options import (
     UsageError,
     device_of,
     load_pipeline,
-    read_prompts,
 )
 from steering.command.outputs import OutputFolder
+from steering.command.prompts import read_prompts
 from steering.cost import Budget
 from steering.files import write_atomically
 from steering.flaws import Planner
 from steering.pipeline import SteeredPipeline
+from steering.reward import Item
 from steering.search import Search
 from steering.streams import prompt_keys
 
@@ -93,7 +94,7 @@ def repair(
         editor: which pipeline edits, and how it is told.
         sampler: paints by a search; by default one unsteered sample.
         prompt: a prompt; repeat for more.
-        prompts_file: prompts, one a line; shapes:easy and shapes:hard name the embedded sets.
+        prompts_file: as in generate.
         output: folder for pictures and their histories.
         budget: the most that one prompt may cost, edits included.
         judge_calls: most calls of the planner a prompt.
@@ -110,7 +111,7 @@ def repair(
     Returns:
         Exit status 0.
     """
-    prompts = read_prompts(prompt, prompts_file)
+    items = read_prompts(prompt, prompts_file)
     search = BestOfN(1) if sampler is None else sampler
     check_limits(budget, rounds)
     check_editor(editor)
@@ -141,12 +142,12 @@ def repair(
         seed=seed,
         **options,
     )
-    keys = prompt_keys(prompts)
-    todo = [i for i, key in enumerate(keys) if not folder.is_done(prompts[i], key)]
+    keys = prompt_keys([item.prompt for item in items])
+    todo = [i for i, key in enumerate(keys) if not folder.is_done(items[i], key)]
     bar = tqdm(total=len(todo), desc="repair", disable=not progress)
     for start in range(0, len(todo), chunk):
         some = todo[start : start + chunk]
-        states = _run(loop, [prompts[i] for i in some], [keys[i] for i in some], output, bar)
+        states = _run(loop, [items[i] for i in some], [keys[i] for i in some], output, bar)
         for state in states:
             write(folder, state)
         _flight(output).unlink(missing_ok=True)
@@ -202,13 +203,13 @@ def make_editor(
 
 
 def _run(
-    loop: Repair, prompts: Sequence[str], keys: Sequence[str], output: Path, bar: Any
+    loop: Repair, items: Sequence[Item], keys: Sequence[str], output: Path, bar: Any
 ) -> list[RepairState]:
     """Repair some prompts, going on where an earlier run of them was stopped."""
     file = _flight(output)
     states = load_states(file) if file.is_file() else []
     if [state.key for state in states] != list(keys):
-        states = loop.begin(prompts, keys=keys)
+        states = loop.begin(items, keys=keys)
     else:
         for state in states:
             state.picture, state.best = _placed(state.picture, loop), _placed(state.best, loop)
@@ -243,6 +244,7 @@ def write(folder: OutputFolder, state: RepairState) -> None:
     write_atomically(folder.path / f"{name}.png", partial(picture.save, format="PNG"))
     record = {
         "prompt": state.item.prompt,
+        "metadata": dict(state.item.metadata),
         "key": state.key,
         "files": [f"{name}.png"],
         "reward": state.best_score,

@@ -64,6 +64,11 @@ def test_loads_a_folder(net, clip_folder, tokenizer, pictures):
         )
 
 
+def test_loading_sounds_no_alarm(clip_folder, caplog):
+    CLIPScore(str(clip_folder))
+    assert "randomly" not in caplog.text
+
+
 def test_pickles_are_refused_with_a_command_that_converts_them(net, clip_folder):
     (clip_folder / "open_clip_model.safetensors").unlink()
     pickled = clip_folder / "open_clip_pytorch_model.bin"

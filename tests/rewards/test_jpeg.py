@@ -13,14 +13,17 @@ def test_declared_abilities(pictures):
     check_reward(JPEGCompressibility(), pictures(3, 40, 64) / 255, [Item("")] * 3)
 
 
-def test_is_the_size_of_the_file(pictures):
-    media = pictures(3, 128, 96)
-    scores = JPEGCompressibility()(media / 255, [None] * 3)
-    for picture, score in zip(media, scores, strict=True):
-        file = io.BytesIO()
+@pytest.mark.parametrize("size", [(32, 32), (97, 160), (768, 512)])
+def test_is_the_size_of_the_file(pictures, size):
+    media = pictures(8, *size)
+    scores = JPEGCompressibility()(media / 255, [None] * 8)
+    files = [io.BytesIO() for _ in media]
+    for picture, file in zip(media, files, strict=True):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="JPEG", quality=95)
-        # Encoders differ in a few bytes.
-        assert float(score) == pytest.approx(-len(file.getvalue()) / 1000, rel=0.02)
+    theirs = torch.tensor([-len(file.getvalue()) / 1000 for file in files])
+    apart = scores - theirs  # encoders of other versions may write other headers: a constant
+    assert (apart - apart.mean()).square().mean().sqrt() < 1e-3 * theirs.std()
+    assert apart.mean().abs() < 0.02 * theirs.mean().abs()
 
 
 def test_smooth_pictures_score_higher():

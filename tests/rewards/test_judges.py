@@ -20,15 +20,8 @@ def folder(tmp_path_factory):
     return llava_folder(tmp_path_factory.mktemp("llava") / "tiny")
 
 
-@pytest.fixture(params=[(32, 32), (97, 160), (400, 300)])
-def media(request, pictures):
-    return pictures(3, *request.param) / 255
-
-
-def official(folder, media, item):
+def official(net, processor, media, item):
     """Probability of yes for one PIL picture."""
-    net = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
     content = [{"type": "image"}]
     content += [
         {
@@ -44,14 +37,19 @@ def official(folder, media, item):
     return sum(p[processor.tokenizer.convert_tokens_to_ids(w)] for w in ("Yes", "yes"))
 
 
-def test_vqa_is_the_probability_of_yes(folder, media):
+@pytest.mark.parametrize("size", [(32, 32), (97, 160), (768, 512), (1024, 1024)])
+def test_vqa_is_the_probability_of_yes(folder, pictures, size):
+    media, items = pictures(9, *size) / 255, ITEMS * 3
     reward = VQAScore(str(folder))
-    scores = reward(media, [reward.prepare(item) for item in ITEMS])
+    scores = reward(media, [reward.prepare(item) for item in items])
+    net = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     expected = torch.stack(
-        [official(folder, row, item) for row, item in zip(media, ITEMS, strict=True)]
+        [official(net, processor, row, item) for row, item in zip(media, items, strict=True)]
     )
-    assert expected.std() > 1e-3
-    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-5)
+    # by prompt: the spread over pictures is what counts
+    apart = (scores - expected).view(3, 3).square().mean(0).sqrt()
+    assert (apart < 1e-3 * expected.view(3, 3).std(0)).all()
 
 
 def test_vqa_abilities(folder, pictures):

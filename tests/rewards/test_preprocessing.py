@@ -49,7 +49,7 @@ def test_bilinear(pictures):
     assert (ours - official(config, media)).abs().mean() < 1e-4
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (1024, 1536)])
 def test_scores_agree_within_a_thousandth_of_their_spread(net, tokenizer, pictures, height, width):
     reward = ContrastiveScore(OpenClipEncoder(net, tokenizer))
     media = pictures(24, height, width)

@@ -95,6 +95,50 @@ def test_every_flaw_is_mended_and_everything_is_counted():
     assert [s.edits for s in states] == [0, 1, 3]
 
 
+def test_a_painter_that_searched_by_the_same_reward_scores_for_both():
+    class Scores(Paints):
+        def __init__(self, reward):
+            super().__init__()
+            self.reward = reward
+
+        def paint(self, items, keys):
+            painted = super().paint(items, keys)
+            return replace(painted, rewards=[-float(item.prompt) for item in items])
+
+    reward = Fewer()
+    painter = Scores(reward)
+    (state,) = Repair(Wants(), Mends(), reward, painter, budget=Budget(reward_calls=3))(["9"])
+    assert (state.spent.reward_calls, state.edits, state.best_score) == (3, 2, -7)
+    assert state.history[0] == {"event": "picture", "reward": -9.0, "nfe": 25}
+    with pytest.raises(BudgetTooSmall):  # by another reward, a picture costs two calls
+        Repair(Wants(), Mends(), Fewer(), painter, budget=Budget(reward_calls=1)).begin(["9"])
+    assert Repair(Wants(), Mends(), reward, painter, budget=Budget(reward_calls=1)).begin(["9"])
+
+
+@pytest.mark.parametrize("painter", [None, Paints()])
+def test_an_editor_that_costs_nothing_needs_another_limit(painter):
+    free = Mends(lambda seed: False, nfe=0)
+    with pytest.raises(ValueError, match=r"an edit costs no nfe, .* a budget of decodes, reward_c"):
+        repair(free, painter=painter, rounds=None, budget=Budget(nfe=100))
+    for limit in ({"rounds": 5}, {"rounds": None, "budget": Budget(reward_calls=9)}):
+        (state,) = repair(free, painter=painter, **limit)(["2"], pictures=torch.ones(1, 3, 2, 2))
+        assert state.done in ("rounds", "budget", "stuck")
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_an_editor_that_never_spends_what_it_says_gets_stuck(works):
+    class Lies(Mends):
+        def edit(self, *given):
+            painted = super().edit(*given)
+            return replace(painted, costs=[Cost()] * len(painted.costs))
+
+    editor = Lies(lambda seed: works)
+    options = {"painter": None, "rounds": None, "patience": None, "budget": Budget(nfe=100)}
+    (state,) = repair(editor, **options)(["a"], pictures=torch.full((1, 3, 2, 2), 5.0))
+    assert (state.done, state.rounds) == ("stuck", 1)
+    assert state.best_score == (-4 if works else -5)
+
+
 def test_a_turn_is_one_batch_of_each_kind():
     loop = repair()
     loop(["2", "1", "2"])

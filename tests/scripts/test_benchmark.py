@@ -244,8 +244,13 @@ def test_rank_correlations_are_means_over_prompts():
 @pytest.mark.slow
 def test_decoders_are_ranked(tmp_path):
     file = tmp_path / "decoders.json"
-    command("decoders", "--json", str(file), "--device", "cpu", "--quick")
+    words = ("decoders", "--json", str(file), "--device", "cpu", "--quick")
+    command(*words, "--decoders", "full", "linear")
+    tiny = tmp_path / "tiny"
+    command(*words, "--tiny", str(tiny), "--train_seconds", "5")
+    assert (tiny / "diffusion_pytorch_model.safetensors").is_file()
     rows = json.loads(file.read_text())["rows"]
+    assert [row["decoder"] for row in rows[:4]] == ["full", "full", "linear", "linear"]
     full = [row for row in rows if row["decoder"] == "full"]
-    assert len(rows) == 4 * len(full) == 8
+    assert len(rows) == 5 * len(full) == 10
     assert all(row["rank_full"] == pytest.approx(1.0) for row in full)

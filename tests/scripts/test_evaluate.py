@@ -205,6 +205,47 @@ def shown(folder, *, prompts=SHOWN, swap=False, copies=1):
     return folder
 
 
+def test_what_lines_of_json_say_of_a_prompt_reaches_its_rewards(
+    measure, tmp_path, monkeypatch, detects
+):
+    """GenEval on pictures that its detector has seen through: by kind, as its own summary is."""
+    folder = shown(tmp_path / "made", prompts=["a ring", "two stars"])
+    lines = [
+        {"tag": "single", "prompt": "a ring", "include": [{"class": "ring", "count": 1}]},
+        {"tag": "counting", "prompt": "two stars", "include": [{"class": "star", "count": 2}]},
+    ]
+    (tmp_path / "kinds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = {"reward": (detects,), "metrics": ("reward",)}
+    result = measure(folder, kinds=str(tmp_path / "kinds.jsonl"), **options)
+    found = {row["kind"]: row["value"] for row in result["rows"] if row["metric"] == "geneval"}
+    assert found == {"all": 0.5, "single": 1, "counting": 0}
+    with pytest.raises(ValueError, match="GenEval needs metadata"):
+        measure(folder, **options)
+    for path, line in zip(sorted(folder.glob("*.png")), lines, strict=True):
+        picture, info = Image.open(path), PngInfo()
+        info.add_itxt("prompt", line["prompt"])
+        info.add_itxt("metadata", json.dumps(line))  # as steer generate writes them
+        picture.save(path, pnginfo=info)
+    result = measure(folder, **options)
+    assert [row["value"] for row in rows(result, "geneval")] == [0.5]
+
+
+@pytest.fixture
+def detects(tmp_path, monkeypatch):
+    """A reward file of GenEval whose detector finds one object of each class in every picture."""
+    from rewards.detectors import Boxes, Detector
+
+    class One(torch.nn.Module):
+        def find(self, pictures, classes):
+            box = Boxes(torch.tensor([[2.0, 2.0, 9.0, 9.0]]), torch.tensor([0.9]))
+            return [dict.fromkeys(classes, box) for _ in pictures]
+
+    monkeypatch.setattr(Detector, "load", lambda *_, **__: One())
+    file = tmp_path / "detects.yaml"
+    file.write_text("class_path: rewards.GenEval\n")
+    return str(file)
+
+
 def test_kinds_from_files_go_before_the_grammar(measure, tmp_path):
     folder = shown(tmp_path / "made", prompts=SHOWN[:4])
     (tmp_path / "kinds.json").write_text(json.dumps({"a ring": "round", "two stars": "round"}))

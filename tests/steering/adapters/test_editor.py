@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 
-from rewards import FlawCount, ShapesPlanner, ShapesVerifier
+from rewards import FlawCount, ShapesCLIP, ShapesPlanner, ShapesVerifier
 from samplers import BestOfN, Repair
 from steering import SteeredPipeline, shapes
 from steering.adapters.editor import PipelineEditor, SteeredPainter
@@ -135,11 +135,20 @@ def test_a_steered_pipeline_paints(shapes_sd):
     assert (again[1] - painted.pictures[2]).abs().max() > 0.1
 
 
+def test_painted_pictures_come_with_the_reward_of_their_search(shapes_sd):
+    clip = ShapesCLIP()
+    paints = SteeredPainter(SteeredPipeline(shapes_sd, sampler=BestOfN(2), reward=clip), CALL)
+    assert paints.reward is clip
+    painted = paints.paint(ITEMS, ["a", "b", "c"])
+    again = clip(painted.pictures, [clip.prepare(item) for item in ITEMS])
+    torch.testing.assert_close(torch.tensor(painted.rewards), again, atol=1e-3, rtol=0)
+
+
 def test_the_embedded_world_is_repaired(shapes_sd, inpaint):
     """Real models, the exact judge: what is called right is right, and costs are what was run."""
     planner, paints = ShapesPlanner(), painter(shapes_sd)
     editor = PipelineEditor(inpaint, {**CALL, "strength": 1.0})
-    reward = FlawCount(planner)
+    reward = FlawCount(planner)  # not the painter's, whose reward call comes on top
     loop = Repair(planner, editor, reward, paints, tries=2, budget=Budget(nfe=64))
     states = loop(PROMPTS)
     truth = ShapesVerifier()(torch.stack([s.best for s in states]), PROMPTS)

@@ -16,8 +16,10 @@ from PIL import Image
 from rewards import JPEGCompressibility, ShapesCLIP
 from samplers import FKSteering
 from steering.command.main import main
-from steering.command.options import UsageError, read_prompts, resolve_names
+from steering.command.options import UsageError, resolve_names
+from steering.command.prompts import read_prompts
 from steering.pipeline import SteeredPipeline
+from steering.reward import Item
 
 FAST = ["--pipeline", "shapes-sd", "--pipeline.call.num_inference_steps", "3"]
 FK = ["--sampler", "fk", "--sampler.particles", "2", "--sampler.start", "1", "--sampler.every", "1"]
@@ -267,10 +269,54 @@ def test_a_failed_prompt_exits_with_1_and_the_others_are_written(tmp_path, capsy
 def test_prompts_from_files(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("# comment\n a ring \n\na: b\n")
-    assert read_prompts(["x"], file) == ["x", "a ring", "a: b"]
+    assert read_prompts(["x"], file) == [Item("x"), Item("a ring"), Item("a: b")]
     assert len(read_prompts([], Path("shapes:hard"))) == 128
     with pytest.raises(UsageError, match="no prompts"):
         read_prompts([], None)
+
+
+def test_prompts_with_metadata_from_lines_of_json(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    ring = {"class": "ring", "count": 1}
+    file.write_text(json.dumps({"tag": "single", "include": [ring], "prompt": "a ring"}) + "\n\n")
+    assert read_prompts([], file) == [Item("a ring", {"tag": "single", "include": [ring]})]
+    for line, message in (("a ring", "line 1 of .* is not JSON"), ('{"text": 1}', '"prompt"')):
+        file.write_text(line)
+        with pytest.raises(UsageError, match=message):
+            read_prompts([], file)
+
+
+def test_metadata_reach_rewards_records_and_pictures(tmp_path, capsys):
+    """A reward of a known class that reads them, as GenEval does."""
+    (tmp_path / "wants.py").write_text(
+        "from rewards import RewardModel\n"
+        "class Wants(RewardModel):\n"
+        "    name = 'wants'\n"
+        "    def featurize(self, item):\n"
+        "        return float(item.metadata['mark'])\n"
+        "    def score(self, media, features):\n"
+        "        return media.new_tensor(features)\n"
+    )
+    file = tmp_path / "prompts.jsonl"
+    sys.path.insert(0, str(tmp_path))
+    try:
+
+        def run(mark):
+            file.write_text(json.dumps({"prompt": "a ring", "mark": mark}))
+            words = [*FAST, "--sampler", "best-of-n", "--sampler.n", "2", "--progress", "false"]
+            words += ["--reward", "wants.Wants", "--prompts_file", str(file)]
+            return main(["generate", *words, "--output", str(tmp_path / "out")])
+
+        assert run(3) == run(3) == 0
+        (record,) = records(tmp_path / "out").values()
+        assert record["metadata"] == {"mark": 3}
+        assert record["scores"] == [{"wants": 3.0}]
+        text = Image.open(tmp_path / "out" / record["files"][0]).text
+        assert json.loads(text["metadata"]) == {"mark": 3}
+        assert run(4) == 2
+        assert "made with other metadata of 'a ring', {'mark': 3}" in capsys.readouterr().err
+    finally:
+        sys.path.remove(str(tmp_path))
 
 
 def test_prompts_reach_the_parser_as_they_are():

@@ -12,6 +12,7 @@ from samplers import Repair
 from samplers.repair_state import save_states
 from steering.command import repair as command
 from steering.command.main import main
+from steering.cost import Cost
 from steering.streams import prompt_keys
 
 PROMPTS = ["a red ring and a star", "two stars left of a ring"]
@@ -51,10 +52,17 @@ def test_pictures_and_histories_are_written_once(tmp_path, monkeypatch, capsys):
     assert "tries differ" in capsys.readouterr().err
 
 
+class Free:
+    """An editor that is never asked to edit."""
+
+    def cost(self):
+        return Cost()
+
+
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     """What lies in flight is gone on with: a state that says it is done is written as it is."""
     flight = tmp_path / "in-flight.safetensors"
-    loop = Repair(ShapesPlanner(), None, FlawCount(ShapesPlanner()), rounds=1)
+    loop = Repair(ShapesPlanner(), Free(), FlawCount(ShapesPlanner()), rounds=1)
     states = loop.begin(PROMPTS, pictures=torch.rand(2, 3, 64, 64), keys=prompt_keys(PROMPTS))
     for state in states:
         state.done = "right"
