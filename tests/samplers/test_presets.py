@@ -135,6 +135,19 @@ def test_the_normalising_constant_is_unbiased(name):
     assert abs(float(ratio.mean()) - 1) < 4 * error + 0.01  # a chain of 50 steps is .01 off
 
 
+def test_the_normalising_constant_of_summed_rewards_is_unbiased():
+    """A weak tilt: nine looks apply 45 times lambda r, under which runs that matter become rare."""
+    problem, model = mixture("linear", steps=50)
+    weak = replace(problem, lam=0.01)
+    search = FKSteering(8, potential="sum", returns="all")
+    jobs = jobs_for(model, [str(i) for i in range(60)], search, lam=weak.lam)
+    results = run(model, problem.reward, jobs, batch_size=2048)
+    ratio = torch.tensor([math.exp(r.outcome.log_z - weak.log_z) for r in results])
+    error = float(ratio.std()) / math.sqrt(len(ratio))
+    assert error < 0.002
+    assert abs(float(ratio.mean()) - 1) < 4 * error + 0.001
+
+
 def test_adaptive_searches_say_so_and_greedy_ones_claim_nothing():
     problem, model = mixture("linear", steps=10)
     greedy = SVDD(particles=4, resampler="greedy")
@@ -295,7 +308,7 @@ def test_the_strength_is_found_in_the_run_where_it_was_not_measured():
 
 
 def test_impossible_candidates_say_nothing_of_the_strength():
-    lam, cloud, reward = look(Auto())
+    _, cloud, reward = look(Auto())
     some = reward.clone()
     some[[0, 15]] = -math.inf
     _, model = mixture(steps=10)
