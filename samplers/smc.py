@@ -402,6 +402,13 @@ class SMC(Search):
         """Say what the user may not have meant."""
         if k > 1:
             warn_if_unsteered(problem)
+        if k == 1 < self.particles:
+            problem.trace.record(event="one particle")
+            warnings.warn(
+                f"the budget {problem.facts.budget} allows 1 of {self.particles} particles, which "
+                "leaves nothing to choose from; raise it, or take fewer steps",
+                stacklevel=2,
+            )
         if k > 1 and not looks and self.steps is None:
             problem.trace.record(event="no look")
             warnings.warn(

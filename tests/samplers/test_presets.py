@@ -9,6 +9,8 @@ import torch
 from helpers import FunctionReward, jobs_for, mixture, run
 
 import samplers
+from rewards import PythonFunction as Function
+from rewards import WeightedSum
 from samplers import (
     BFS,
     DAS,
@@ -80,6 +82,7 @@ VARIANTS = {
     "resampled-noises": BootstrapSMC(initial=Resampled(24)),
 }
 each = pytest.mark.parametrize("name", list(VARIANTS))
+STILL = torch.ones(4, requires_grad=True)
 POINTS = Posterior(torch.linspace(-2, 2, 32).reshape(16, 2), torch.zeros(16, 2))
 
 
@@ -234,6 +237,26 @@ def test_gradients_find_more_than_chance():
 
     one = {"particles": 1, "returns": "all"}
     assert mean(TDS(**one)) > mean(BootstrapSMC(**one)) + 1
+
+
+@pytest.mark.parametrize("detached", [lambda x, f: x[:, 0].detach(), lambda x, f: STILL + 0 * f[0]])
+def test_a_reward_that_has_no_gradient_after_all_is_named(detached):
+    _, model = mixture("linear", steps=10)
+    reward = FunctionReward(detached, name="sealed")
+    reward.prepare = lambda item: torch.zeros(4)
+    [result] = list(Engine(model, reward).run(jobs_for(model, ["a"], TDS())))
+    assert "reward 'sealed' says that it is differentiable, but" in str(result.error)
+
+
+def test_of_a_sum_the_members_without_gradient_are_named():
+    _, model = mixture("indicator", steps=10)
+    parts = {
+        label: Function(lambda images, _: images[:, 0], name=label, differentiable=label == "slope")
+        for label in ("slope", "step")
+    }
+    reward = WeightedSum(parts)
+    with pytest.raises(MissingAbility, match=r"'weighted-sum', for want of 'step', does not"):
+        list(Engine(model, reward).run(jobs_for(model, ["a"], TDS())))
 
 
 # Temperatures
@@ -473,6 +496,14 @@ def test_looks_may_be_shares_of_the_grid():
 def test_a_budget_smaller_than_one_particle_is_refused(name):
     with pytest.raises(BudgetTooSmall, match=r"costs .* more than the budget"):
         variant(name).plan(Facts(50, 50, budget=Budget(nfe=7)))
+
+
+def test_a_budget_for_one_particle_is_warned_of():
+    problem, model = mixture(steps=10)
+    jobs = jobs_for(model, ["a"], BootstrapSMC(8), lam=problem.lam, budget=Budget(nfe=19))
+    with pytest.warns(UserWarning, match=r"nfe=19.* allows 1 of 8 particles.*raise it"):
+        [result] = run(model, problem.reward, jobs)
+    assert len(result.outcome.x_0) == 1
 
 
 def test_an_overflowing_potential_names_lambda_and_reward():

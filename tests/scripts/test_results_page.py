@@ -229,7 +229,8 @@ def test_cells_are_set_beside_the_best_known():
     assert "| `tds` | 3.000 ± .100 |" in text
     assert "| `tds` | **.50 ± .02**; 2.0 |" in text
     assert "| `bfs` | .50 ± .02*; 2.0 |" in text
-    told = "Of 5 cells without adaptation 4 are within 3 standard errors of 1.\nOf the other 1, 1 are too low"
+    told = "Of 5 cells without adaptation 4 are within 3 standard errors of 1.\n"
+    told += "Of the other 1, 1 are too low"
     assert told in text, "the default that is told the spread does not adapt"
     assert "In 0 of them a single run gives more than 5 % of the mean; in the rest less:" in text
 
