@@ -26,6 +26,7 @@ KNOWN = {
     "indicator": (0.15, 0.055, 0.024),
     "rare": (0.037, 0.024, 0.006),
 }
+KNOWN_ERROR = 0.005  #: standard error of a known level
 ERRORS = 2  #: standard errors within which a level counts as reached
 SHOWN = 3  #: missed cells that are named
 BIASED = 3  #: standard errors beyond which an estimate of Z counts as off
@@ -128,7 +129,9 @@ def _defaults(cells: Cells) -> str:
     for rows in missed:
         row = min(rows, key=_ratio)
         told += f"\nNeither does at {row['problem']}, k = {row['k']}: {_figure(row)}, where "
-        told += f"{number(_level(row) or 0, 3)} is known."
+        gap = (row["mode_tv"] - (_level(row) or 0)) / math.hypot(row["mode_tv_se"], KNOWN_ERROR)
+        told += f"{number(_level(row) or 0, 3)} is known: {number(gap, 1)} standard errors of the "
+        told += "difference, the known level's own counted."
     return told + "\n"
 
 

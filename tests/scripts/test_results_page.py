@@ -223,7 +223,7 @@ def test_cells_are_set_beside_the_best_known():
     auto = "**.017 ± .005** (.018) | missing | missing | .030 ± .005 (.031) | missing |"
     assert f"| `auto` | {auto} .900 ± .005 (.901) |" in text
     assert "`auto` or `auto-in-run` reaches the best known in 2 of 3 cells." in text
-    assert "Neither does at rare, k = 64: .030 ± .005, where .006 is known." in text
+    assert "Neither does at rare, k = 64: .030 ± .005, where .006 is known: 3.4 standard" in text
     assert "| the chain | .006 | .006 | .019 | .027 |" in text
     assert "| `tds` | **.010 ± .005** (.011) | missing | - | missing |" in text, "no gradient"
     assert "| `tds` | 3.000 ± .100 |" in text
