@@ -189,6 +189,15 @@ def test_every_budget_and_equal_seconds_have_a_column():
     assert claims.claims_sections(entries(*rows[:1]), own) == ""
 
 
+def test_what_has_no_row_at_equal_seconds_is_named():
+    rows = [row(s, 100, [80.0, 81.0, 82.0]) for s in ("base", "best-of-n", "fk", "svdd")]
+    rows.append(row("fk", 75, [80.0, 81.0, 82.0], "best-of-n:100"))
+    text = module("report_tables").seconds_sections(entries(*rows))
+    assert "Not measured: `svdd`." in text
+    rows.append(row("svdd", 75, [80.0, 81.0, 82.0], "best-of-n:100"))
+    assert "Not measured" not in module("report_tables").seconds_sections(entries(*rows))
+
+
 def test_claims_are_about_searches_that_exist():
     claims, known = module("report_claims"), module("embedded").FAMILIES
     for claim in (*claims.CLAIMS, *claims.SEARCH_CLAIMS):
