@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samplers.cloud import Cloud
 from samplers.pool import joined
-from samplers.potentials import Potential
+from samplers.potentials import Potential, warn_if_unsteered
 from samplers.temperature import Look, Temperature, TemperatureName, temperature_of
 from steering.cost import Cost
 from steering.model import Stage
@@ -178,7 +178,9 @@ class ParticleGibbs(Search):
     def __call__(self, problem: Problem) -> Generator[Request, Any, Outcome]:
         """Sweep after sweep, each around the path drawn from the last."""
         sweeps = self.plan(problem.facts).settings["sweeps"]
-        reference = None if self.state is None else _mine(self.state, problem)
+        warn_if_unsteered(problem)
+        looks = range(self.start, problem.grid.steps, self.every)
+        reference = None if self.state is None else _mine(self.state, problem, looks)
         done = 0 if reference is None else reference.sweeps
         kept: list[tuple[Cloud, Scores]] = []
         complete = True
@@ -194,7 +196,7 @@ class ParticleGibbs(Search):
 
     def _affords(self, problem: Problem) -> bool:
         """Whether time remains for another sweep."""
-        rows = (self.particles - 1) * problem.grid.steps
+        rows = (self.particles - 1) * problem.grid.steps * (1 + self._transition.inner_calls)
         return problem.affords(Cost(seconds=problem.seconds_for(rows)))
 
     def _sweep(
@@ -348,11 +350,11 @@ def _owner(problem: Problem) -> str:
     return f"{problem.streams.seed}\x1f{problem.streams.prompt_key}"
 
 
-def _mine(state: RetainedPath, problem: Problem) -> RetainedPath:
+def _mine(state: RetainedPath, problem: Problem, looks: range) -> RetainedPath:
     """The saved path on the problem's device.
 
     Raises:
-        ValueError: it belongs to another prompt, seed or grid.
+        ValueError: it belongs to another prompt, seed or grid, or was not scored at all ``looks``.
     """
     if state.owner != _owner(problem):
         raise ValueError(
@@ -363,6 +365,12 @@ def _mine(state: RetainedPath, problem: Problem) -> RetainedPath:
         raise ValueError(
             f"the retained path has {len(state.x_0)} steps, the grid {problem.grid.steps}; use the "
             "number of steps that it was made with"
+        )
+    missing = [i for i in looks if bool(torch.isnan(state.rewards[i]))]
+    if missing:
+        raise ValueError(
+            f"the retained path has no rewards at steps {missing}; use the start and every that it was "
+            "made with"
         )
     moved = {name: getattr(state, name).to(problem.device) for name in ("x_t", "x_0", "eps")}
     return replace(state, **moved)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samplers.initial import InitialNoise, Prior, at_least_one, together
 from samplers.pool import joined
-from samplers.potentials import tilt
+from samplers.potentials import tilt, warn_if_unsteered
 from samplers.walks import Walk, regenerated, renoised, walked
 from steering.cost import Cost
 from steering.model import Stage
@@ -149,6 +149,7 @@ class Metropolis(Search):
         """Walk down, then propose and accept; record."""
         plan = self.plan(problem.facts)
         chains, steps = plan.settings["chains"], plan.settings["steps"]
+        warn_if_unsteered(problem)
         stored = self._indices(problem.grid.steps) if self.kind == "suffix" else []
         started = yield from self.start(problem, chains)
         walk = yield from walked(

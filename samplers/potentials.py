@@ -7,11 +7,14 @@ end, with the reward of the finished sample itself. Source: Singhal et al. 2025 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from steering.search import Problem
 
 PotentialName = Literal["difference", "max", "sum", "smooth"]
 
@@ -96,6 +99,16 @@ def tilt(reward: Tensor, lam: float) -> Tensor:
             "strength, or give the reward a sensible unit"
         )
     return product
+
+
+def warn_if_unsteered(problem: Problem) -> None:
+    """Say that lambda 0 follows no reward, which the user may not have meant."""
+    if problem.lam == 0:
+        problem.trace.record(event="lambda is 0")
+        warnings.warn(
+            "lambda is 0: every particle weighs the same and nothing is steered; raise the strength",
+            stacklevel=3,
+        )
 
 
 def _less(target: Tensor, applied: Tensor) -> Tensor:

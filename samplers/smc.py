@@ -16,13 +16,13 @@ from samplers.cloud import Cloud, joined_posterior, joined_states, joined_weight
 from samplers.funnel import sizes
 from samplers.guidance import Gradient, checked
 from samplers.initial import InitialNoise, Prior, Started
-from samplers.potentials import Potential, PotentialName
+from samplers.potentials import Potential, PotentialName, warn_if_unsteered
 from samplers.temperature import Look, Temperature, TemperatureName, temperature_of
 from samplers.values import Predicted, Value
 from steering.cost import Cost
 from steering.model import Stage
 from steering.moves import move
-from steering.particles import RESAMPLERS, UNBIASED, Weights
+from steering.particles import ALL_ZERO, RESAMPLERS, UNBIASED, Weights, multinomial
 from steering.paths import SamplingPath
 from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Score, Scores
@@ -253,9 +253,10 @@ class SMC(Search):
             clouds = yield from self._moved(problem, clouds, i)
         final = yield Score(joined_states(clouds), Stage.FINAL)
         clouds = [
-            replace(c, weights=c.weights.times(c.potential.last(r, problem.lam)))
+            self._weighed(c, c.potential.last(r, problem.lam))
             for c, r in zip(clouds, split(final.total, clouds), strict=True)
         ]
+        _check_alive(clouds)
         claims = complete and started.evidence and self.resampler in UNBIASED
         return self._outcome(problem, clouds, final, complete, claims)
 
@@ -310,15 +311,20 @@ class SMC(Search):
             lam = schedule(seen)
             log_g, potential = cloud.potential.step(reward, lam, self._keep(problem, cloud, i))
             weighed = replace(
-                cloud.looked(reward, len(problem.trace.records)),
-                weights=cloud.weights.times(log_g),
+                self._weighed(cloud.looked(reward, len(problem.trace.records)), log_g),
                 potential=potential,
                 lam=lam,
                 looked_at=i,
                 pull=schedule(replace(seen, step=i + 1)) if schedule.fixed else lam,
             )
             looked.append(self._resampled(problem, weighed, reward, i, island, n))
+        _check_alive(looked)
         return looked
+
+    def _weighed(self, cloud: Cloud, log_factor: Tensor) -> Cloud:
+        """The cloud with its weights multiplied; one of several islands may lose all of them."""
+        weights = cloud.weights.times(log_factor, may_die=self.islands > 1)
+        return replace(cloud, weights=weights)
 
     def _keep(self, problem: Problem, cloud: Cloud, i: int) -> float:
         """Share of the running average that a smooth potential keeps: half of it over 2 % of the way.
@@ -388,16 +394,19 @@ class SMC(Search):
         if problem.facts.budget.seconds is None:
             return True
         k, left = sum(map(len, clouds)), problem.grid.steps - i - 1
-        step = Cost(seconds=problem.seconds_for(k))
-        return problem.affords(step, holding_back=Cost(seconds=problem.seconds_for(left)))
+        one = 1 + self._transition.inner_calls
+        step = Cost(seconds=problem.seconds_for(k * one))
+        return problem.affords(step, holding_back=Cost(seconds=problem.seconds_for(left * one)))
 
     def _warn(self, problem: Problem, k: int, looks: set[int]) -> None:
         """Say what the user may not have meant."""
-        if k > 1 and problem.lam == 0:
-            problem.trace.record(event="lambda is 0")
+        if k > 1:
+            warn_if_unsteered(problem)
+        if k == 1 < self.particles:
+            problem.trace.record(event="one particle")
             warnings.warn(
-                "lambda is 0: every particle weighs the same and nothing is steered; raise the "
-                "strength",
+                f"the budget {problem.facts.budget} allows 1 of {self.particles} particles, which "
+                "leaves nothing to choose from; raise it, or take fewer steps",
                 stacklevel=2,
             )
         if k > 1 and not looks and self.steps is None:
@@ -459,8 +468,7 @@ def choose(
         return [int(final.total.argmax())]
     if returns == "draw":
         u = problem.streams.uniform("selection", 0, 0, 1)
-        cumulative = torch.cumsum(weights.normalised, 0)
-        return [int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))]
+        return [int(multinomial(weights.normalised, u, 1))]
     return torch.argsort(final.total, descending=True, stable=True).tolist()
 
 
@@ -477,6 +485,16 @@ def _dealt(clouds: list[Cloud], posterior: Posterior, slopes: Tensor | None) -> 
         dealt.append(replace(cloud, posterior=posterior[rows], gradient=slope))
         first = rows.stop
     return dealt
+
+
+def _check_alive(clouds: list[Cloud]) -> None:
+    """Refuse to go on where no island has a possible particle.
+
+    Raises:
+        ValueError: all weights of all clouds are zero.
+    """
+    if all(cloud.weights.dead for cloud in clouds):
+        raise ValueError(ALL_ZERO)
 
 
 def _survivor(problem: Problem, clouds: list[Cloud], i: int) -> Cloud:

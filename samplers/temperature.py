@@ -137,7 +137,7 @@ class Adaptive(Temperature):
 
         def kept(lam: float) -> bool:
             log_g, _ = cloud.potential.step(look.reward, lam)
-            return cloud.weights.times(log_g).ess >= least
+            return cloud.weights.times(log_g, may_die=True).ess >= least  # the look refuses them
 
         if kept(look.lam):
             return look.lam
@@ -186,12 +186,13 @@ class Auto(Temperature):
     def remember(self, look: Look) -> Any:
         """Sum and number of the in-run estimates of S^2 so far."""
         total, count = look.cloud.memory or (0.0, 0)
-        if look.spread is not None or len(look.cloud) == 1:
+        possible = torch.isfinite(look.reward)  # an impossible candidate says nothing of the spread
+        if look.spread is not None or int(possible.sum()) < 2:
             return total, count
         clear = _clarity(look)
         if clear < self.until or not count:
-            w = look.cloud.weights.normalised
-            r = torch.where(w > 0, look.reward, 0.0)
+            w = look.cloud.weights.normalised * possible
+            w, r = w / w.sum().clamp(min=1e-300), torch.where(possible, look.reward, 0.0)
             variance = float(w @ (r - w @ r).square()) * len(w) / (len(w) - 1)
             total, count = total + look.lam**2 * variance / clear, count + 1
         return total, count

@@ -223,7 +223,7 @@ class Calls:
         grad: tuple[Tensor, ...] = ()
         if total is not None:
             with self._stopwatch("backward", batch.payers):
-                grad = torch.autograd.grad(total, x_0)
+                grad = (_slope(self._reward.name, total, x_0),)
         calls = sum(reward.calls_per_row for reward in rewards.values())
         for usage, n in batch.payers:
             usage.decodes += n
@@ -336,6 +336,23 @@ class _CountBackward(torch.autograd.Function):
     def backward(ctx: Any, grad_x_0: Tensor, grad_eps: Tensor) -> tuple[Tensor, Tensor, None]:
         ctx.usage.backwards += len(grad_x_0)
         return grad_x_0, grad_eps, None
+
+
+def _slope(name: str, total: Tensor, x_0: Tensor) -> Tensor:
+    """Gradient of a summed reward by the clean states.
+
+    Raises:
+        BadReward: it has none, whatever it says of itself.
+    """
+    found = None
+    if total.requires_grad:
+        [found] = torch.autograd.grad(total, x_0, allow_unused=True)
+    if found is None:
+        raise BadReward(
+            f"reward {name!r} says that it is differentiable, but its scores carry no gradient to the "
+            "pictures; set differentiable = False and leave gradients out, or keep its scores attached"
+        )
+    return found
 
 
 def _columns(called: str, reward: Reward, media: Tensor, features: list[Any]) -> dict[str, Tensor]:

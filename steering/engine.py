@@ -252,7 +252,7 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
         (
             needs.gradients and not reward.differentiable,
             "a differentiable reward",
-            f"the reward {reward.name!r}",
+            _undifferentiable(reward),
         ),
         (
             needs.density and _ranked(reward),
@@ -296,6 +296,14 @@ def check_search(search: Search, abilities: Abilities, reward: Reward) -> None:
 
 def _ranked(reward: Reward) -> bool:
     return getattr(reward, "ranked", None) is not None
+
+
+def _undifferentiable(reward: Reward) -> str:
+    """A reward without gradient by name, and which of its members are to blame."""
+    members: Mapping[str, Reward] = getattr(reward, "searched", {})
+    lacking = [name for name, member in members.items() if not member.differentiable]
+    named = f", for want of {', '.join(map(repr, lacking))}," if lacking else ""
+    return f"the reward {reward.name!r}{named}"
 
 
 def _kind(request: Any) -> type:

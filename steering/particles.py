@@ -18,6 +18,11 @@ from torch import Tensor
 
 Resampler = Callable[[Tensor, Tensor, int], Tensor]
 
+ALL_ZERO = (
+    "all weights are zero: no particle is possible under the potential; lower lambda, raise the number "
+    "of particles, or check the reward for -inf"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -39,8 +44,13 @@ class Weights:
     def __len__(self) -> int:
         return self.log_w.shape[0]
 
-    def times(self, log_factor: Tensor) -> Weights:
+    def times(self, log_factor: Tensor, *, may_die: bool = False) -> Weights:
         """Multiply each weight by ``exp(log_factor)``, ``(k,)``.
+
+        Args:
+            log_factor: of each particle.
+            may_die: where all weights become zero, return :attr:`dead` ones instead of an error: right
+                for one of several groups, whose evidence is then zero.
 
         Raises:
             ValueError: a factor is NaN or +inf, or all weights have become zero.
@@ -52,10 +62,14 @@ class Weights:
         if top != -math.inf:
             bad = int(torch.nonzero(torch.isnan(log_w) | torch.isposinf(log_w))[0])
             raise ValueError(f"the log-weight of particle {bad} became {float(log_w[bad])}")
-        raise ValueError(
-            "all weights are zero: no particle is possible under the potential; lower lambda, "
-            "raise the number of particles, or check the reward for -inf"
-        )
+        if may_die:
+            return Weights(torch.zeros_like(log_w), -math.inf)
+        raise ValueError(ALL_ZERO)
+
+    @property
+    def dead(self) -> bool:
+        """Whether no particle was possible at some time: even weights, but no evidence."""
+        return self.log_norm == -math.inf
 
     @property
     def normalised(self) -> Tensor:

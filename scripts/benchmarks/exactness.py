@@ -246,6 +246,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             needed = 1.1 * len(found) * (row["mode_tv_se"] / cell.error) ** 2
             wanted = min(math.ceil(needed), cell.most)
     fixed = not isinstance(search, SMC) or temperature_of(search.temperature).fixed
+    fixed = fixed or cell.sampler in CALIBRATED  # told the spread, it asks nothing of the particles
     return (
         cell.settings
         | {"runs": len(found), "adaptive": not fixed}

@@ -10,6 +10,7 @@ on from there, "onwards" where all later steps are random, too.
 from __future__ import annotations
 
 import math
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="start no cell of shapes-flux after this time"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="2 prompts, 2 children, 1 level, 4 methods, 6 steps"
     )
@@ -130,6 +134,7 @@ def _shapes(options: Any) -> None:
     pipeline = options_of("shapes-flux", options.device)
     bench = _Bench(pipeline, texts, options.batch_size)
     results = Results(Path(options.json), device=device_of(pipeline), seed=0)
+    end = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
     bar = tqdm([(m, n) for n in counts for m in methods], "shapes-flux", leave=False)
     for (path, name), steps in bar:
         transition = transition_of(path, name)
@@ -141,11 +146,11 @@ def _shapes(options: Any) -> None:
             "prompts": len(texts),
         }
         quality = cell | {"measure": "quality"}
-        if not results.has(quality):
+        if not results.has(quality) and time.monotonic() < end:
             results.add(quality | bench.quality(steps, Sample(transition, PATHS[path])))
         for level in levels if transition.stochastic else []:
             some = cell | {"measure": "children", "level": level, "children": children}
-            if not results.has(some):
+            if not results.has(some) and time.monotonic() < end:
                 branch = Branch(transition, PATHS[path], level, children)
                 results.add(some | bench.children(steps, branch))
 
@@ -209,7 +214,7 @@ class _Bench:
         """Mean distance of two children, over pairs and prompts, and the level branched at."""
         model, results = self._run(steps, search)
         grid = model.grid if search.path is None else search.path.lay(model.grid, model.at)
-        time = grid[search.index(grid)]
+        level = grid[search.index(grid)]
         found: dict[str, list[float]] = {}
         for result in results:
             pictures = torch.stack(list(result.media)).to(model.device).float()
@@ -221,7 +226,7 @@ class _Bench:
                 )
                 found.setdefault(f"features_{name}", []).append(apart(features))
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        return {"noise_share": time.sigma / (time.alpha + time.sigma), **means}
+        return {"noise_share": level.sigma / (level.alpha + level.sigma), **means}
 
 
 def apart(rows: Tensor) -> float:

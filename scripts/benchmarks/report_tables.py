@@ -137,6 +137,10 @@ def _equal_seconds(timed: Sequence[Entry], plain: Sequence[Entry], told: str) ->
     if reference is None:
         return figures(timed)
     text = figures([reference, *timed])
+    done = {e.sampler for e in timed} | {name, "base"}
+    missing = [s for s in dict.fromkeys(e.sampler for e in plain) if s not in done]
+    if missing:
+        text += f"\nNot measured: `{'`, `'.join(missing)}`.\n"
     text += f"\nLess `{name}`; share is the measured time in shares of its own:\n\n"
     return text + _differences(
         timed,

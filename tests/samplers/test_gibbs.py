@@ -1,6 +1,7 @@
 """Particle Gibbs: the retained path stays, costs nothing twice, and the chain is exact."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,19 @@ def test_the_retained_path_is_a_path_of_the_sampler():
     torch.testing.assert_close(path.columns[path.total], final, rtol=1e-6, atol=1e-6)
 
 
+def thin(state):
+    """The path as a search with fewer looks would have left it."""
+    rewards = state.rewards.clone()
+    rewards[[1, 3]] = math.nan
+    return replace(state, rewards=rewards)
+
+
+def test_lambda_zero_is_warned_of():
+    problem, model = mixture("quadratic", steps=10)
+    with pytest.warns(UserWarning, match="lambda is 0.*nothing is steered"):
+        run(model, problem.reward, jobs_for(model, ["a"], ParticleGibbs(sweeps=1), lam=0.0))
+
+
 def test_it_goes_on_where_it_was_left(tmp_path):
     problem, model = mixture("quadratic", steps=10)
     whole = ParticleGibbs(particles=4, sweeps=4, returns="all")
@@ -73,6 +87,9 @@ def test_it_goes_on_where_it_was_left(tmp_path):
     with pytest.raises(Exception, match="another prompt or seed"):
         run(model, problem.reward, [other])
     _, longer = mixture("quadratic", steps=20)
+    often = ParticleGibbs(particles=4, start=0, every=1, state=thin(state))
+    with pytest.raises(Exception, match=r"no rewards at steps \[1, 3\]; use the start and every"):
+        run(model, problem.reward, jobs_for(model, ["a"], often))
     with pytest.raises(Exception, match="has 10 steps, the grid 20"):
         run(longer, problem.reward, jobs_for(longer, ["a"], rest))
 

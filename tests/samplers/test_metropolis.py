@@ -95,7 +95,9 @@ def drift(steps, count=2000):
     """Total variation of mode masses to the untilted law, before and after 20 renoised proposals."""
     problem, model = mixture("linear", steps)
     search = Metropolis("renoise", count, 20, 0, 20, (0.5, 0.75), returns="all")
-    [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.0), batch_size=8192)
+    jobs = jobs_for(model, ["a"], search, lam=0.0)
+    with pytest.warns(UserWarning, match="lambda is 0"):
+        [result] = run(model, problem.reward, jobs, batch_size=8192)
     base = problem.mixture.weights
     parts = result.outcome.x_0.split(count)
     return [total_variation(problem.masses_of(x), base) for x in parts]
@@ -144,7 +146,8 @@ def test_renoising_gives_a_state_the_signal_and_noise_of_its_level():
 def test_lambda_zero_accepts_always(kind):
     problem, model = mixture(steps=10)
     search = Metropolis(kind, steps=6)
-    [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.0))
+    with pytest.warns(UserWarning, match="lambda is 0.*nothing is steered"):
+        [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.0))
     assert result.trace.column("acceptance") == [1.0] * 6
 
 

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import FunctionReward, jobs_for, mixture, run
 
 import samplers
+from rewards import PythonFunction as Function
+from rewards import WeightedSum
 from samplers import (
     BFS,
     DAS,
@@ -34,12 +37,14 @@ from samplers.anneal import power
 from samplers.cloud import Cloud
 from samplers.funnel import sizes
 from samplers.potentials import Potential
+from samplers.smc import choose
 from samplers.temperature import Constant, Exponential, Look, temperature_of
 from steering.chain_law import saved_laws
 from steering.cost import Budget
 from steering.engine import Engine, MissingAbility
 from steering.mixtures import MixtureModel, flow_grid
 from steering.particles import Weights
+from steering.prediction import Posterior
 from steering.search import BudgetTooSmall, Facts
 from steering.tilted import HalfRingReward
 from steering.transitions import Gaussian
@@ -59,6 +64,7 @@ PRESETS = [
 ]
 VARIANTS = {
     "fk": FKSteering(),
+    "fk-max": FKSteering(potential="max"),
     "bootstrap": BootstrapSMC(),
     "auto": AutoSMC(),
     "tempered": TemperedSMC(),
@@ -76,6 +82,8 @@ VARIANTS = {
     "resampled-noises": BootstrapSMC(initial=Resampled(24)),
 }
 each = pytest.mark.parametrize("name", list(VARIANTS))
+STILL = torch.ones(4, requires_grad=True)
+POINTS = Posterior(torch.linspace(-2, 2, 32).reshape(16, 2), torch.zeros(16, 2))
 
 
 def variant(name, **changes):
@@ -130,6 +138,19 @@ def test_the_normalising_constant_is_unbiased(name):
     assert abs(float(ratio.mean()) - 1) < 4 * error + 0.01  # a chain of 50 steps is .01 off
 
 
+def test_the_normalising_constant_of_summed_rewards_is_unbiased():
+    """A weak tilt: nine looks apply 45 times lambda r, under which runs that matter become rare."""
+    problem, model = mixture("linear", steps=50)
+    weak = replace(problem, lam=0.01)
+    search = FKSteering(8, potential="sum", returns="all")
+    jobs = jobs_for(model, [str(i) for i in range(60)], search, lam=weak.lam)
+    results = run(model, problem.reward, jobs, batch_size=2048)
+    ratio = torch.tensor([math.exp(r.outcome.log_z - weak.log_z) for r in results])
+    error = float(ratio.std()) / math.sqrt(len(ratio))
+    assert error < 0.002
+    assert abs(float(ratio.mean()) - 1) < 4 * error + 0.001
+
+
 def test_adaptive_searches_say_so_and_greedy_ones_claim_nothing():
     problem, model = mixture("linear", steps=10)
     greedy = SVDD(particles=4, resampler="greedy")
@@ -161,8 +182,9 @@ def test_a_long_gradient_is_cut_to_the_noise():
     torch.testing.assert_close(x.norm(dim=1), torch.full((2,), 0.5 * 0.2 * 10))
 
 
-def test_gradients_are_those_of_the_reward_by_the_state():
-    """One step of TDS by hand: the shift is lambda std^2 d r(x_0 predicted) / d x_t."""
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_gradients_are_those_of_the_reward_by_the_state(threshold):
+    """TDS by hand: d r(x_0 predicted) / d x_t of the very states that move, resampled or not."""
     problem, model = mixture("quadratic", steps=10)
     seen = []
 
@@ -171,8 +193,10 @@ def test_gradients_are_those_of_the_reward_by_the_state():
             seen.append((i, clouds[0].x_t.clone(), clouds[0].gradient, clouds[0].pull))
             return (yield from super()._moved(problem, clouds, i))
 
-    search = Watched(particles=4, ess_threshold=0.0)
-    run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.5))
+    search = Watched(particles=4, ess_threshold=threshold)
+    [result] = run(model, problem.reward, jobs_for(model, ["a"], search, lam=0.5))
+    orders = result.trace.column("ancestors")
+    assert (threshold == 1) == any(list(order) != [0, 1, 2, 3] for order in orders)
     for i, x_t, gradient, pull in seen:
         x = x_t.double().requires_grad_()
         time = model.grid[i]
@@ -213,6 +237,26 @@ def test_gradients_find_more_than_chance():
 
     one = {"particles": 1, "returns": "all"}
     assert mean(TDS(**one)) > mean(BootstrapSMC(**one)) + 1
+
+
+@pytest.mark.parametrize("detached", [lambda x, f: x[:, 0].detach(), lambda x, f: STILL + 0 * f[0]])
+def test_a_reward_that_has_no_gradient_after_all_is_named(detached):
+    _, model = mixture("linear", steps=10)
+    reward = FunctionReward(detached, name="sealed")
+    reward.prepare = lambda item: torch.zeros(4)
+    [result] = list(Engine(model, reward).run(jobs_for(model, ["a"], TDS())))
+    assert "reward 'sealed' says that it is differentiable, but" in str(result.error)
+
+
+def test_of_a_sum_the_members_without_gradient_are_named():
+    _, model = mixture("indicator", steps=10)
+    parts = {
+        label: Function(lambda images, _: images[:, 0], name=label, differentiable=label == "slope")
+        for label in ("slope", "step")
+    }
+    reward = WeightedSum(parts)
+    with pytest.raises(MissingAbility, match=r"'weighted-sum', for want of 'step', does not"):
+        list(Engine(model, reward).run(jobs_for(model, ["a"], TDS())))
 
 
 # Temperatures
@@ -284,6 +328,19 @@ def test_the_strength_is_found_in_the_run_where_it_was_not_measured():
     search = AutoSMC(particles=64, temperature=Watched(), returns="all")
     run(model, problem.reward, jobs_for(model, ["a", "b"], search, lam=problem.lam))
     assert exact / 2 < found[-1] < 2 * exact
+
+
+def test_impossible_candidates_say_nothing_of_the_strength():
+    _, cloud, reward = look(Auto())
+    some = reward.clone()
+    some[[0, 15]] = -math.inf
+    _, model = mixture(steps=10)
+    seen = Look(model.grid, 5, 2.0, replace(cloud, posterior=POINTS), some)
+    total, count = Auto().remember(seen)
+    assert count == 1
+    assert 0 < total < Auto().remember(replace(seen, reward=reward))[0]
+    nothing = replace(seen, reward=torch.full_like(reward, -math.inf))
+    assert Auto().remember(nothing) == (0.0, 0)
 
 
 def test_a_smooth_potential_averages_along_the_lineage_and_telescopes():
@@ -362,6 +419,37 @@ def test_independent_islands_join_by_evidence():
     assert result.outcome.log_z == pytest.approx(float(mean))
 
 
+def test_an_island_without_a_possible_particle_counts_as_nothing():
+    """Its evidence is zero and the others go on; only where all islands are so it is an error."""
+    problem, model = mixture("linear", steps=10)
+    reward = FunctionReward(lambda x, f: torch.where(x[:, 0] > 0, problem.reward(x), -math.inf))
+    search = IslandSMC(particles=8, islands=8, start=9, returns="all")  # a particle an island
+    jobs = jobs_for(model, [str(i) for i in range(6)], search, lam=0.6)
+    for result in run(model, reward, jobs, non_finite="zero_weight", batch_size=64):
+        out = result.outcome
+        dead = torch.isneginf(out.log_w)
+        assert torch.equal(dead, torch.isneginf(out.scores.total))
+        expected = torch.logsumexp(0.6 * out.scores.total[~dead], 0) - math.log(8)
+        assert out.log_z == pytest.approx(float(expected))
+        assert 0 < int(dead.sum()) < 8
+        assert torch.isfinite(out.scores.total[out.chosen[0]])
+    nothing = FunctionReward(lambda x, f: torch.full((len(x),), -math.inf))
+    [result] = list(Engine(model, nothing, non_finite="zero_weight").run(jobs[:1]))
+    assert "all weights are zero" in str(result.error)
+
+
+def test_a_search_that_draws_follows_the_weights_to_the_last_bit():
+    """The largest uniform below 1 picks the last particle that has weight, never one beyond."""
+
+    class Streams:
+        def uniform(self, *_):
+            return torch.tensor([1 - 2.0**-53], dtype=torch.float64)
+
+    problem = SimpleNamespace(streams=Streams())
+    weights = Weights(torch.tensor([0.0] * 7 + [-math.inf], dtype=torch.float64))
+    assert choose(problem, weights, None, "draw") == [6]
+
+
 # SVDD and CoDe
 
 
@@ -408,6 +496,14 @@ def test_looks_may_be_shares_of_the_grid():
 def test_a_budget_smaller_than_one_particle_is_refused(name):
     with pytest.raises(BudgetTooSmall, match=r"costs .* more than the budget"):
         variant(name).plan(Facts(50, 50, budget=Budget(nfe=7)))
+
+
+def test_a_budget_for_one_particle_is_warned_of():
+    problem, model = mixture(steps=10)
+    jobs = jobs_for(model, ["a"], BootstrapSMC(8), lam=problem.lam, budget=Budget(nfe=19))
+    with pytest.warns(UserWarning, match=r"nfe=19.* allows 1 of 8 particles.*raise it"):
+        [result] = run(model, problem.reward, jobs)
+    assert len(result.outcome.x_0) == 1
 
 
 def test_an_overflowing_potential_names_lambda_and_reward():

@@ -44,6 +44,10 @@ def test_the_embedded_flux_part_measures_quality_and_children(tmp_path):
         ["--parts", "shapes-flux", "--quick", "--device", "cpu"],
     )
     methods = ["--methods", "flow/ode", "flow/glass-2"]
+    importlib.import_module("benchmark").main(
+        ["flows", "--json", str(file), *options, *methods, "--minutes", "0"]
+    )
+    assert not file.exists(), "no time, no cell"
     quality, other, children = rows_of(file, *options, *methods)
     assert (quality["measure"], quality["transition"], quality["nfe"]) == ("quality", "ode", 6)
     assert (other["measure"], other["nfe"]) == ("quality", 12)

@@ -189,6 +189,15 @@ def test_every_budget_and_equal_seconds_have_a_column():
     assert claims.claims_sections(entries(*rows[:1]), own) == ""
 
 
+def test_what_has_no_row_at_equal_seconds_is_named():
+    rows = [row(s, 100, [80.0, 81.0, 82.0]) for s in ("base", "best-of-n", "fk", "svdd")]
+    rows.append(row("fk", 75, [80.0, 81.0, 82.0], "best-of-n:100"))
+    text = module("report_tables").seconds_sections(entries(*rows))
+    assert "Not measured: `svdd`." in text
+    rows.append(row("svdd", 75, [80.0, 81.0, 82.0], "best-of-n:100"))
+    assert "Not measured" not in module("report_tables").seconds_sections(entries(*rows))
+
+
 def test_claims_are_about_searches_that_exist():
     claims, known = module("report_claims"), module("embedded").FAMILIES
     for claim in (*claims.CLAIMS, *claims.SEARCH_CLAIMS):
@@ -202,7 +211,8 @@ def test_claims_are_about_searches_that_exist():
 
 def exact(sampler, problem, k, distance, **more):
     figures = {"mode_tv": distance, "mode_tv_se": 0.005, "independent": 2.0, "adaptive": False}
-    figures |= {"z_ratio": 1.0, "z_ratio_se": 0.02}
+    figures |= {"mode_tv_chain": distance + 0.001, "reward_mean": 3.0, "reward_se": 0.1}
+    figures |= {"z_ratio": 1.0, "z_ratio_se": 0.02, "z_largest": 0.01}
     return {"sampler": sampler, "problem": problem, "k": k} | figures | more
 
 
@@ -210,7 +220,7 @@ def test_cells_are_set_beside_the_best_known():
     report = module("report_exact")
     rows = [
         exact("auto", "linear", 4, 0.04),
-        exact("auto", "linear", 64, 0.017),
+        exact("auto", "linear", 64, 0.017, adaptive=True),
         exact("auto", "rare", 64, 0.03),
         exact("auto", "rare-16d", 64, 0.9),
         exact("tds", "linear", 16, 0.01, z_ratio=0.5),
@@ -219,11 +229,19 @@ def test_cells_are_set_beside_the_best_known():
     text = report.exactness_tables(rows)
     assert "| `auto` | 3 | 2 | 1 | rare 64 (5.0) |" in text
     assert "| best known | .008 | .008 | .024 | .006 | - | - |" in text
-    auto = "| `auto` | **.017 ± .005** | missing | missing | .030 ± .005 | missing | .900 ± .005 |"
-    assert auto in text
-    assert "| `tds` | **.010 ± .005** | missing | - | missing |" in text, "no gradient, no cell"
+    auto = "**.017 ± .005** (.018) | missing | missing | .030 ± .005 (.031) | missing |"
+    assert f"| `auto` | {auto} .900 ± .005 (.901) |" in text
+    assert "`auto` or `auto-in-run` reaches the best known in 2 of 3 cells." in text
+    assert "Neither does at rare, k = 64: .030 ± .005, where .006 is known: 3.4 standard" in text
+    assert "| the chain | .006 | .006 | .019 | .027 |" in text
+    assert "| `tds` | **.010 ± .005** (.011) | missing | - | missing |" in text, "no gradient"
+    assert "| `tds` | 3.000 ± .100 |" in text
     assert "| `tds` | **.50 ± .02**; 2.0 |" in text
     assert "| `bfs` | .50 ± .02*; 2.0 |" in text
+    told = "Of 5 cells without adaptation 4 are within 3 standard errors of 1.\n"
+    told += "Of the other 1, 1 are too low"
+    assert told in text, "the default that is told the spread does not adapt"
+    assert "In 0 of them a single run gives more than 5 % of the mean; in the rest less:" in text
 
 
 # ---- flows, trees
