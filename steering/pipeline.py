@@ -17,6 +17,7 @@ from torch import Tensor
 from steering.adapters import BlackBoxModel, Door, Entered, InvertedModel, enter
 from steering.adapters.cheap_decode import CheapDecode
 from steering.adapters.doors import check_door, key_of
+from steering.adapters.embeds import count, example_of, rows_of, take
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
@@ -104,7 +105,7 @@ class SteeredPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -119,7 +120,8 @@ class SteeredPipeline:
         """Steer.
 
         Args:
-            prompt: one text or several.
+            prompt: one text or several. Beside ``prompt_embeds``, whose rows then stand in their place
+                for the pipeline, they are what rewards read; rewards that read none need none.
             negative_prompt: one for all, or one a prompt.
             num_images_per_prompt: independent searches a prompt.
             generator: decides the first candidate's initial latents as in the pipeline; the rest
@@ -145,7 +147,7 @@ class SteeredPipeline:
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             latents=latents,
-            keys=None if ids is None else prompt_keys(check_prompts(prompt), ids),
+            keys=None if ids is None else prompt_keys(self._texts(prompt, call), ids),
             metadata=metadata,
             output_type=output_type,
             **call,
@@ -165,7 +167,7 @@ class SteeredPipeline:
 
     def prepare(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -180,7 +182,7 @@ class SteeredPipeline:
 
         Arguments and errors are those of a call; ``keys`` are :func:`prompt_keys` of the prompts.
         """
-        prompts = check_prompts(prompt)
+        prompts = self._texts(prompt, call)
         copies = num_images_per_prompt
         if copies < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
@@ -195,6 +197,7 @@ class SteeredPipeline:
             generator=generator,
             latents=latents,
             images_per_prompt=copies,
+            embeds=rows_of(take(call)[0], len(prompts)),
         )
         pilot, lam = Usage(), 0.0
         spread: float | None = None
@@ -231,12 +234,16 @@ class SteeredPipeline:
         return SteeredRun(engine, model, jobs, lam, pilot)
 
     def plan(
-        self, prompt: str | Sequence[str] = "", *, num_images_per_prompt: int = 1, **call: Any
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        num_images_per_prompt: int = 1,
+        **call: Any,
     ) -> dict[str, Any]:
         """What a call will cost, before anything is computed; the same as ``steer plan``.
 
         Args:
-            prompt: as in a call.
+            prompt: as in a call; None stands for one text.
             num_images_per_prompt: as in a call.
             **call: the pipeline's own keyword arguments.
 
@@ -248,14 +255,15 @@ class SteeredPipeline:
         Raises:
             BudgetTooSmall: one finished candidate does not fit the budget.
         """
-        prompts = check_prompts(prompt)
+        encoded = count(take(call)[0])
+        number = (encoded or 1) if prompt is None else len(self._texts(prompt, call))
         steps, calls = self._facts(call)
         one = self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
         source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed")
         dtype = str(self.pipe.dtype).removeprefix("torch.")
         device = device_name(torch.device(self.pipe.device))
-        figures = Figures.load(Figures.path(source, call, dtype, self.reward.name, device))
-        return describe(one, len(prompts) * num_images_per_prompt, figures)
+        figures = Figures.load(Figures.path(source, take(call)[1], dtype, self.reward.name, device))
+        return describe(one, number * num_images_per_prompt, figures)
 
     def model(self, **call: Any) -> Entered:
         """The pipeline as a denoiser for these arguments; learned once and kept.
@@ -264,7 +272,8 @@ class SteeredPipeline:
         changed, and for other pictures among the arguments. Weights changed in place are not noticed:
         after loading a LoRA for a text encoder, call :meth:`reset`.
         """
-        call.setdefault("output_type", "pil")
+        embedded, others = take(call)
+        call = {"output_type": "pil", **others, **example_of(embedded)}
         key = key_of(self.pipe, call)
         if key not in self._models:
             entered = enter(self.pipe, call=call, door=self.door)
@@ -275,7 +284,8 @@ class SteeredPipeline:
 
     def _facts(self, call: Mapping[str, Any]) -> tuple[int, int]:
         """Transitions and scheduler calls: as a call was seen to make them, else by the scheduler."""
-        call = {"output_type": "pil", **call}
+        embedded, others = take(call)
+        call = {"output_type": "pil", **others, **example_of(embedded)}
         known = self._models.get(key_of(self.pipe, call))
         if known is None and self.door == "black-box":
             known = self.model(**call)
@@ -289,7 +299,7 @@ class SteeredPipeline:
 
     def calibration(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         *,
         keys: Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
@@ -321,13 +331,15 @@ class SteeredPipeline:
         saved = Calibration.find(*self.calibration_key(negative_prompt, **call), folders)
         if saved is not None:
             return saved, Usage()
-        prompts = check_prompts(prompt)
+        prompts = self._texts(prompt, call)
+        embeds = rows_of(take(call)[0], len(prompts))
         keys = prompt_keys(prompts) if keys is None else keys
         negatives = _per_prompt(negative_prompt, len(prompts))
         chosen = pilot_prompts(keys, count)
         handles = model.encode(
             [prompts[i] for i in chosen],
             negative_prompts=None if negatives is None else [negatives[i] for i in chosen],
+            embeds=None if embeds is None else [embeds[i] for i in chosen],
         )
         engine = self._engine(model)
         items = _items(prompts, metadata)
@@ -346,6 +358,27 @@ class SteeredPipeline:
             digest = hashlib.blake2b(repr(negative_prompt).encode(), digest_size=4).hexdigest()
             name = f"{name}:not-{digest}"
         return name, getattr(self.reward, "key", self.reward.name)
+
+    def _texts(self, prompt: str | Sequence[str] | None, call: Mapping[str, Any]) -> list[str]:
+        """The prompts as rewards read them; nameless ones where they are encoded and no reward reads.
+
+        Raises:
+            TypeError: a reward reads prompts, and there are encodings alone.
+            ValueError: no prompts, or others than encodings.
+        """
+        encoded = count(take(call)[0])
+        if prompt is None and encoded is not None:
+            readers = [self.reward, *self.held_out.values()]
+            reader = next((r.name for r in readers if getattr(r, "needs_text", False)), None)
+            if reader is not None:
+                raise TypeError(
+                    f"reward {reader!r} reads the prompt, which prompt_embeds alone do not tell; give "
+                    "prompt= with a text for each of them beside"
+                )
+            return [""] * encoded
+        prompts = check_prompts(prompt if prompt is not None else [])
+        rows_of(take(call)[0], len(prompts))  # as many encodings, before any work
+        return prompts
 
     def _engine(self, model: Entered) -> Engine:
         check_search(self.sampler, model.abilities, self.reward)

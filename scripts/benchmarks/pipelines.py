@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.common import Results
 from steering.adapters import BlackBoxModel, Refusal, enter
-from steering.adapters.asking import ask, counted_by
+from steering.adapters.asking import Pair, ask, counted_by
 from steering.adapters.capture import arguments
 from steering.adapters.decode import media_of, tensor_of
 from steering.adapters.own_call import own_call
@@ -92,7 +92,7 @@ def _own(pipe: Any, call: dict[str, Any], prompt: str, seed: int = 7, most: int 
         call,
         generator=torch.Generator().manual_seed(seed),
         return_dict=True,
-        **ask(pipe, [(prompt, None)]),
+        **ask(pipe, [Pair(prompt)]),
     )
     return own_call(pipe, kwargs, most=most)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters.asking import Pair, probes
+from steering.adapters.asking import Pair, pairs_of, probes
 from steering.adapters.capture import quiet_generator
 from steering.adapters.checks import (
     Refusal,
@@ -20,6 +20,7 @@ from steering.adapters.checks import (
     signature_of,
     tolerance,
 )
+from steering.adapters.embeds import Embeds
 from steering.adapters.naming import model_name
 from steering.adapters.pictures import output_of, pictures_of
 from steering.adapters.rendering import Renderer
@@ -45,15 +46,13 @@ class BlackBoxHandle:
     """One prompt, as the pipeline's call takes it.
 
     Attributes:
-        prompt: the text.
-        negative: its negative prompt, or None.
+        pair: its prompt and negative prompt.
         signature: equal for rows that may share a call.
         initial: noise ``(1, *shape)`` that the pipeline would start from, or None.
         noise_state: the user's generator as it goes on from there, where it serves this row alone.
     """
 
-    prompt: str
-    negative: str | None
+    pair: Pair
     signature: Hashable
     initial: Tensor | None = None
     noise_state: tuple[torch.device, Tensor] | None = None
@@ -99,9 +98,8 @@ class BlackBoxModel:
 
     def _pair(self, index: int) -> Pair:
         negative = self._negative
-        return probes(self.pipe, _PROBES)[index], negative if negative is None or isinstance(
-            negative, str
-        ) else "a"
+        negative = negative if negative is None or isinstance(negative, str) else "a"
+        return probes(self.pipe, self._call, _PROBES, [negative] * len(_PROBES))[index]
 
     def _countable(self) -> dict[str, Any]:
         """Count the call's steps, and find an output type that it can make."""
@@ -227,6 +225,7 @@ class BlackBoxModel:
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         images_per_prompt: int = 1,
+        embeds: Sequence[Embeds] | None = None,
     ) -> list[BlackBoxHandle]:
         """Handles of prompts; arguments and order are those of :meth:`PipelineModel.encode`.
 
@@ -238,7 +237,7 @@ class BlackBoxModel:
         texts, negatives = check_prompts(prompts, given, images_per_prompt)
         if given is not None and "negative_prompt" not in signature_of(self.pipe):
             raise TypeError(f"{type(self.pipe).__name__} takes no negative prompts")
-        pairs = list(zip(texts, negatives, strict=True))
+        pairs = pairs_of(self._call, texts, negatives, embeds)
         rows = [pair for pair in pairs for _ in range(images_per_prompt)]
         generators = generator if isinstance(generator, list) else [generator] if generator else []
         if len(generators) > 1 and len(generators) != len(rows):
@@ -247,8 +246,8 @@ class BlackBoxModel:
         alone = len(generators) == len(rows)  # one shared generator serves all rows at once
         return [
             BlackBoxHandle(
-                *pair,
-                signature=(id(self), pair[1] is None),
+                pair,
+                signature=(id(self), pair.negative is None),
                 initial=None if initial is None else initial[i : i + 1],
                 noise_state=(generators[i].device, states[i]) if alone else None,
             )
@@ -297,7 +296,7 @@ class BlackBoxModel:
         latents = x_t.to(self.device, self.dtype)
         rows = zip(conditioning, draws, seeds, strict=True)
         generators = [_generator(handle, draw, seed) for handle, draw, seed in rows]
-        pairs = [(handle.prompt, handle.negative) for handle in conditioning]
+        pairs = [handle.pair for handle in conditioning]
         parts = [slice(None)] if self._together else [slice(i, i + 1) for i in range(len(pairs))]
         pictures, calls = [], 0
         for part in parts:

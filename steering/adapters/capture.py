@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steering.adapters.checks import Refusal, signature_of
+from steering.adapters.embeds import is_embedding
 from steering.adapters.leaves import Arguments, flatten, same, snapshot
 from steering.adapters.processors import processors_of, put_back
 from steering.adapters.stand import Stand, first_output, patch, resized
@@ -77,6 +78,9 @@ def arguments(pipe: Any, call: Mapping[str, Any], **own: Any) -> dict[str, Any]:
     """Keyword arguments of one call: shared ones, then own ones; lists copied, None left out."""
     known = signature_of(pipe)
     merged = {**call, **{k: v for k, v in own.items() if v is not None and k in known}}
+    encoded = any(is_embedding(name) and name.startswith("negative") for name in merged)
+    if encoded and known.get("negative_prompt") is not None:
+        merged["negative_prompt"] = None  # a default text, which would contradict the encoded one
     return {k: list(v) if isinstance(v, list) else v for k, v in merged.items()}
 
 

@@ -36,7 +36,7 @@ class Tail:
         self._pipe = pipe
         self._call = call
         self._plan = plan
-        self._prompt = probes(pipe, [_PROMPT])[0]
+        (self._asked,) = probes(pipe, call, [_PROMPT])
         self._memo: dict[int, list[Any]] = {}
         #: further arguments of the pipeline's own unpacking of latents, once it was seen
         self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -69,7 +69,7 @@ class Tail:
             generator=quiet_generator(),
             output_type=output_type,
             return_dict=True,
-            **ask(self._pipe, [(self._prompt, None)] * len(states)),
+            **ask(self._pipe, [self._asked] * len(states)),
         )
         with private_copy(self._pipe, scheduler, self._parts(len(states), checked)) as twin:
             output = twin(**kwargs)

@@ -9,6 +9,7 @@ import torch
 
 from steering.adapters.black_box import BlackBoxModel
 from steering.adapters.checks import Refusal, check_call, check_pipeline
+from steering.adapters.embeds import form_of, is_embedding
 from steering.adapters.fingerprint import fingerprint
 from steering.adapters.inverted_model import InvertedModel
 from steering.adapters.pipeline import PipelineModel
@@ -93,8 +94,12 @@ _OTHERS: dict[str, type[InvertedModel] | type[BlackBoxModel]] = {
 
 
 def key_of(pipe: Any, call: Mapping[str, Any]) -> str:
-    """What a model is learned for: the pipeline's parts as they stand, and the arguments."""
+    """What a model is learned for: the pipeline's parts as they stand, and the arguments.
+
+    Of encoded prompts the form counts alone.
+    """
     parts = [(name, id(part)) for name, part in getattr(pipe, "components", {}).items()]
     where = getattr(pipe, "device", None), getattr(pipe, "dtype", None)
     scheduler = getattr(getattr(pipe, "scheduler", None), "config", None)
-    return fingerprint((sorted(call.items()), parts, where, scheduler))
+    told = {k: form_of(v) if is_embedding(k) and v is not None else v for k, v in call.items()}
+    return fingerprint((sorted(told.items()), parts, where, scheduler))

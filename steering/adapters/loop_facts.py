@@ -97,7 +97,7 @@ def learn_loop(calls: LoopCalls, call: Mapping[str, Any], negative: str | None) 
     pipe = calls.pipe
     for name, network in networks_of(pipe).items():
         check_network(name, network)
-    asked = Asked((probes(pipe, [_PROMPT])[0], negative))
+    asked = Asked(probes(pipe, call, [_PROMPT], [negative])[0])
     kwargs = arguments(
         pipe, call, generator=asked.generator(), return_dict=True, **ask(pipe, [asked.pair])
     )

@@ -332,35 +332,6 @@ def test_a_safety_checker(tiny, plain):
     assert far(agree(pipe, SD), plain) < 1e-5
 
 
-REFUSED = {
-    "callback_on_step_end": (lambda *_: {}, "on_progress"),
-    "prompt_embeds": (torch.zeros(2, 16, 16), "as texts"),
-    "negative_prompt_embeds": (torch.zeros(2, 16, 16), "as texts"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_names_the_way_out_before_any_work(sd, name, monkeypatch):
-    value, way_out = REFUSED[name]
-    steered = SteeredPipeline(sd, sampler=BestOfN(1), reward=BRIGHT, seed=0)
-
-    def never(*_, **__):
-        raise AssertionError("a network was called")
-
-    monkeypatch.setattr(sd.unet, "forward", never)
-    monkeypatch.setattr(sd.text_encoder, "forward", never)
-    before = state_of(sd)
-    with pytest.raises(TypeError, match=f"{name}.*{way_out}"):
-        steered(PROMPTS, **SD, **{name: value})
-    assert state_of(sd) == before
-
-
-def test_pooled_embeddings_are_refused_too(tiny):
-    steered = SteeredPipeline(tiny.flux(), sampler=BestOfN(1), reward=BRIGHT, seed=0)
-    with pytest.raises(TypeError, match=r"pooled_prompt_embeds.*as texts"):
-        steered(PROMPTS, **FLUX, pooled_prompt_embeds=torch.zeros(2, 16))
-
-
 def test_fingerprints():
     a = torch.arange(5000.0).reshape(50, 100)
     b = a.clone()
