@@ -16,6 +16,7 @@ from steering.moves import move
 from steering.prediction import Posterior
 from steering.requests import Denoise, Rollout
 from steering.search import Problem
+from steering.stepping import OnStep, check_going_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,11 @@ class Carry:
 
 
 def rollout(
-    request: Rollout, problem: Problem, model: Model, conditioning: Any
+    request: Rollout,
+    problem: Problem,
+    model: Model,
+    conditioning: Any,
+    on_step: OnStep | None = None,
 ) -> Generator[Denoise | Carry, Any, Tensor]:
     """Carry the request's rows to the end.
 
@@ -43,6 +48,7 @@ def rollout(
         problem: the search's problem, for grid and noise.
         model: makes private copies of the pipeline's scheduler.
         conditioning: the prompt's handle.
+        on_step: told of each step of the pipeline's own scheduler, whose states it may change.
 
     Yields:
         One Denoise a model call; or one Carry, where the model does not denoise.
@@ -58,7 +64,7 @@ def rollout(
         seeds = scheduler_seeds(request, problem)
         return (yield Carry(request.x_t, request.draws, seeds))
     if request.solver == "scheduler":
-        return (yield from _by_scheduler(request, problem, model, conditioning))
+        return (yield from _by_scheduler(request, problem, model, conditioning, on_step))
     solver, rows = request.solver, len(request.x_t)
     path = list(request.path) if request.path is not None else list(problem.grid[request.start :])
     if solver.stochastic and len(request.draws) != rows:
@@ -93,7 +99,11 @@ def scheduler_seeds(request: Rollout, problem: Problem) -> list[int]:
 
 
 def _by_scheduler(
-    request: Rollout, problem: Problem, model: Model, conditioning: Any
+    request: Rollout,
+    problem: Problem,
+    model: Model,
+    conditioning: Any,
+    on_step: OnStep | None,
 ) -> Generator[Denoise, Posterior, Tensor]:
     x, seeds = request.x_t, scheduler_seeds(request, problem)
     run = model.scheduler_run(conditioning, request.draws, seeds)
@@ -101,4 +111,7 @@ def _by_scheduler(
         posterior = yield Denoise(x, t, request.keep_graph)
         with torch.set_grad_enabled(request.keep_graph):
             x = run.step(index, posterior, x)
+        if on_step is not None:
+            x = on_step(index, t.model_t, x)
+            check_going_on(on_step)
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from steering.adapters.start import (
     generator_after,
     learn_start,
 )
+from steering.adapters.step_callback import StepCallback
 from steering.adapters.watch import Watch, Watched
 from steering.model import Abilities, Carried, Stage
 from steering.prediction import Posterior
@@ -95,6 +97,7 @@ class BlackBoxModel:
         self._kept = self._countable()
         self._together = self._check()
         self._renderer = Renderer(self._output)
+        self._within: dict[str, Any] = {}
 
     def _pair(self, index: int) -> Pair:
         negative = self._negative
@@ -196,6 +199,12 @@ class BlackBoxModel:
             denoises=False,
             why=why or "it is entered as a black box (latents=)",
         )
+
+    def following(self, callback: StepCallback) -> BlackBoxModel:
+        """This model, whose calls of the pipeline run the user's callback."""
+        found = copy.copy(self)
+        found._within = callback.within()
+        return found
 
     def look_by(self, policy: Any) -> BlackBoxModel:
         """There are no guesses part-way to decode by a policy. Returns itself."""
@@ -301,7 +310,7 @@ class BlackBoxModel:
         pictures, calls = [], 0
         for part in parts:
             kwargs = self._caller.arguments(
-                pairs[part], generators[part], latents[part], **self._kept
+                pairs[part], generators[part], latents[part], **self._kept, **self._within
             )
             found = Watch(self.pipe).run(kwargs)
             self._passes = _passes(found, len(pairs[part]))

@@ -21,10 +21,8 @@ _RESERVED = {
     "prompt_cu_seqlens": "encoded prompts that are not laid row by row cannot be told apart; give texts",
     "negative_prompt_cu_seqlens": "as prompt_cu_seqlens; give texts",
     "return_dict": "the pipeline's own output type is built by merge_output()",
-    "callback": "the search walks the steps itself; follow it by SteeredPipeline(on_progress=...)",
-    "callback_on_step_end": (
-        "the search walks the steps itself; follow it by SteeredPipeline(on_progress=...)"
-    ),
+    "callback": "give callback_on_step_end= to the call of a SteeredPipeline, or on_progress=",
+    "callback_on_step_end": "give it to the call of a SteeredPipeline",
 }
 
 

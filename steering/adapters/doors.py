@@ -30,7 +30,13 @@ def check_door(door: str) -> None:
         raise ValueError(f"door must be one of {', '.join(get_args(Door))}, got {door!r}")
 
 
-def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "auto") -> Entered:
+def enter(
+    pipe: Any,
+    *,
+    call: Mapping[str, Any] | None = None,
+    door: Door = "auto",
+    reason: str | None = None,
+) -> Entered:
     """Make a model out of an unmodified pipeline.
 
     Args:
@@ -41,6 +47,7 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
             prompt and time; ``"black-box"`` calls it whole, for searches over noise; ``"auto"`` takes
             the first of these that is open. The model says which it is, and why, as ``model.door``
             and ``model.reason``.
+        reason: why that door was asked for, for messages.
 
     Raises:
         Refusal: no door that was asked for is open; the message says why.
@@ -52,7 +59,7 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
     if door == "replay":
         return PipelineModel(pipe, call)
     if door != "auto":
-        return _OTHERS[door](pipe, call, f"door={door!r} was asked for")
+        return _OTHERS[door](pipe, call, reason or f"door={door!r} was asked for")
     check_pipeline(pipe)
     check_call(pipe, call)
     try:
