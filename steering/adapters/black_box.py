@@ -218,7 +218,14 @@ class BlackBoxModel:
         """Refused."""
         raise Refusal(f"rows cannot be denoised one by one: {self.abilities.why}")
 
-    def scheduler_run(self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]) -> Any:
+    def scheduler_run(
+        self,
+        conditioning: Any,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Any:
         """Refused: the scheduler runs inside :meth:`carry`."""
         raise Refusal(f"the scheduler cannot be run step by step: {self.abilities.why}")
 

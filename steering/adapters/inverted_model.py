@@ -29,7 +29,7 @@ from steering.adapters.loop_tail import LoopTail
 from steering.adapters.loop_turns import LoopTurns
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
-from steering.adapters.scheduling import PipelineSchedule
+from steering.adapters.scheduling import PipelineSchedule, run_of
 from steering.model import CONSISTENCY, Abilities, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import call_times, grid_of, prediction_of
@@ -287,16 +287,26 @@ class InvertedModel:
         return len(self._facts.visited)
 
     def scheduler_run(
-        self, conditioning: LoopHandle, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: LoopHandle,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
         facts = self._facts
-        return PipelineSchedule(
-            facts.scheduler,
-            facts.extra,
-            conditioning,
-            draws,
-            seeds,
-            skipped=facts.skipped,
-            restated=facts.changes,
-        )
+
+        def make(first: int) -> PipelineSchedule:
+            return PipelineSchedule(
+                facts.scheduler,
+                facts.extra,
+                conditioning,
+                draws,
+                seeds,
+                skipped=facts.skipped,
+                restated=facts.changes,
+                first=first,
+            )
+
+        return run_of(make, self._grid, start, stop)

@@ -25,7 +25,7 @@ from steering.adapters.levels import Levels
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
-from steering.adapters.scheduling import PipelineSchedule
+from steering.adapters.scheduling import PipelineSchedule, run_of
 from steering.model import CONSISTENCY, Abilities, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import grid_of, prediction_of
@@ -275,8 +275,19 @@ class PipelineModel:
         return len(self._plan.scheduler.timesteps)
 
     def scheduler_run(
-        self, conditioning: Handle, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: Handle,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
         plan = conditioning.plan
-        return PipelineSchedule(plan.scheduler, plan.extra, conditioning, draws, seeds)
+
+        def make(first: int) -> PipelineSchedule:
+            return PipelineSchedule(
+                plan.scheduler, plan.extra, conditioning, draws, seeds, first=first
+            )
+
+        return run_of(make, self._grid, start, stop)
