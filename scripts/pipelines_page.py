@@ -55,7 +55,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _line(row: dict[str, Any], reasons: list[str]) -> str:
     note = f" ({reasons.index(row['reason']) + 1})" if row["reason"] else ""
     if row.get("max_diff") is None:
-        cells = [f"{row['door'] or 'refused'}{note}", "-", "-", "-", "-", "-"]
+        media = row.get("decode_diff")
+        told = "-" if media is None else f"{media:.1e}"
+        cells = [f"{row['door'] or 'refused'}{note}", "-", told, "-", "-", "-"]
     else:
         mixed = {True: "yes", False: "no", None: "-"}
         cells = [

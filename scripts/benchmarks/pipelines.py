@@ -67,7 +67,7 @@ def measure(case: Case, door: str = "auto") -> dict[str, Any]:
         return row | {"door": None, "reason": str(error)}
     row |= {"door": model.door, "reason": model.reason, "steps": model.scheduler_calls()}
     if isinstance(model, BlackBoxModel):
-        return row
+        return row | {"max_diff": None, "decode_diff": _carried(pipe, model, call, case)}
     one = counted_by(pipe) in ("prompt", "class_labels")
     fused = model.door == "replay"
     with torch.no_grad():
@@ -116,6 +116,15 @@ def _trajectory(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict
     media = model.merge_output(model.render(x, [handle]))
     own, found = (tensor_of(media_of(made)[1]).float() for made in (output, media))
     return {"max_diff": worst, "max_abs_diff": absolute, "decode_diff": _apart(found, own)}
+
+
+def _carried(pipe: Any, model: BlackBoxModel, call: dict[str, Any], case: Case) -> float:
+    """Largest difference of the media of a whole call, in [0, 1]; its states are not seen."""
+    _, output = _own(pipe, call, case.prompts[0], most=None)
+    (handle,) = model.encode([case.prompts[0]], generator=torch.Generator().manual_seed(7))
+    assert handle.initial is not None
+    found = model.carry(handle.initial, [handle], [0], [0]).x_0
+    return _apart(found, tensor_of(media_of(output)[1]))
 
 
 def _mixed(model: Any, prompts: tuple[str, str]) -> float:

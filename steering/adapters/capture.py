@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor, nn
 
 from steering.adapters.checks import Refusal, signature_of
@@ -62,7 +63,8 @@ def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterato
 def twin_of(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterator[Any]:
     """A shallow copy with some parts replaced, and nothing else kept apart."""
     twin = copy.copy(pipe)
-    twin.__dict__.update(parts)
+    guiders = {n: copy.deepcopy(p) for n, p in pipe.__dict__.items() if isinstance(p, BaseGuidance)}
+    twin.__dict__.update({**guiders, **parts})  # guiders count steps, and some remember them
     twin.__dict__.update(
         scheduler=scheduler,
         maybe_free_model_hooks=lambda: None,  # it would move hooks on stand-ins

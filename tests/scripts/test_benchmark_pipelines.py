@@ -43,7 +43,12 @@ WANTED = [
     "Mochi",
     "Latte",
     "AnimateDiff",
+    "HunyuanImage, classifier-free guider",
+    "HunyuanImage, guider with momentum",
+    "HunyuanVideo15, classifier-free guider",
 ]
+#: Each of their steps remembers those before it, so that only whole calls are left.
+WHOLE = ("HunyuanImage, guider with momentum",)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,12 @@ def pipelines():
     torch.set_num_threads(threads)
 
 
-def check(row):
+def check(row, name):
+    if name in WHOLE:
+        assert row["door"] == "black-box"
+        assert "depends on the steps before it" in row["reason"]
+        assert row["decode_diff"] < 1e-4
+        return
     assert row["door"] in ("replay", "inverted"), row["reason"]
     assert row["max_diff"] < 1e-4
     assert row["decode_diff"] < 1e-4
@@ -65,14 +75,14 @@ def check(row):
 
 @pytest.mark.parametrize("name", SOME)
 def test_whole_trajectories_are_the_pipelines_own(pipelines, name):
-    check(pipelines.measure(pipelines.CASES[name]))
+    check(pipelines.measure(pipelines.CASES[name]), name)
 
 
 @pytest.mark.slow
 def test_all_of_them(pipelines):
     for name, case in pipelines.CASES.items():
         if name not in SOME:
-            check(pipelines.measure(case))
+            check(pipelines.measure(case), name)
 
 
 def test_a_refusal_has_its_reason(pipelines):
@@ -93,8 +103,8 @@ def test_the_command_keeps_what_is_there(pipelines, tmp_path):
 def test_the_committed_table_is_complete_and_on_the_page():
     rows = json.loads(RESULTS.read_text())["rows"]
     for row in rows:
-        check(row)
-        assert row["max_abs_diff"] < 1e-4
+        check(row, row["pipeline"])
+        assert row.get("max_abs_diff", 0.0) < 1e-4
     assert {row["pipeline"] for row in rows} >= set(WANTED)
     page = importlib.import_module("pipelines_page")
     text = (ROOT / "docs" / "pipelines.md").read_text()
