@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate import cpu_offload
 from as_found import state_of
 from helpers import FunctionReward
 from peft import LoraConfig, inject_adapter_in_model
@@ -390,10 +391,31 @@ def test_offloaded_networks_go_back_after_an_error(sd, monkeypatch):
     assert order[-2:] == [0, 1]
 
 
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_weights_that_are_fetched_module_by_module(tiny, family):
+    """What sequential offloading does, with the CPU in the place of the GPU."""
+    pipe, call = getattr(tiny, family)(), SD if family == "sd" else FLUX
+    before = own(getattr(tiny, family)(), call)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"))
+    denoiser = pipe.unet if family == "sd" else pipe.transformer
+    assert next(denoiser.parameters()).device.type == "meta"
+    assert far(agree(pipe, call), before) < 1e-5
+    for door in ("inverted", "black-box"):
+        agree(
+            pipe,
+            call,
+            steered=SteeredPipeline(pipe, sampler=BestOfN(1), reward=BRIGHT, seed=0, door=door),
+        )
+    assert next(denoiser.parameters()).device.type == "meta"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["sd", "flux"])
 @pytest.mark.parametrize("how", ["model", "sequential"])
-def test_offloading(tiny, family, how):
+def test_offloading(tiny, family, how, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pipe, call = getattr(tiny, family)(), SD if family == "sd" else FLUX
     before = own(getattr(tiny, family)().to("cuda"), call)
     getattr(pipe, f"enable_{how}_cpu_offload")()
