@@ -168,7 +168,7 @@ class SMC(Search):
         """A noisy transition and a fixed density; gradients where they are followed."""
         own = Needs(
             stochastic=True,
-            posterior_mean=True,
+            posterior_mean=self._transition.reads_means,
             density=True,
             gradients=self.gradient is not None,
         )

@@ -268,7 +268,7 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
         (needs.any_rows and not abilities.any_rows, "any number of rows", "the model"),
         (
             needs.posterior_mean and abilities.meaning is not Meaning.POSTERIOR_MEAN,
-            "a denoiser that predicts the posterior mean",
+            "a denoiser that predicts the posterior mean (transition=Renoise() needs none)",
             f"the model (its x_0 is a {abilities.meaning.value})",
         ),
     ]
