@@ -67,7 +67,8 @@ def measure(case: Case, door: str = "auto") -> dict[str, Any]:
         return row | {"door": None, "reason": str(error)}
     row |= {"door": model.door, "reason": model.reason, "steps": model.scheduler_calls()}
     if isinstance(model, BlackBoxModel):
-        return row | {"max_diff": None, "decode_diff": _carried(pipe, model, call, case)}
+        unseen = {"max_diff": None, "per_row_time": False, "mixed_prompts": None}
+        return row | unseen | {"decode_diff": _carried(pipe, model, call, case)}
     one = counted_by(pipe) in ("prompt", "class_labels")
     fused = model.door == "replay"
     with torch.no_grad():

@@ -114,12 +114,23 @@ def test_the_committed_table_is_complete_and_on_the_page():
 def test_the_page_keeps_what_is_beside_the_table(tmp_path):
     page = importlib.import_module("pipelines_page")
     copy = tmp_path / "page.md"
-    copy.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    begin, end = page.OFFLOAD
+    copy.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\n{begin}\nold\n{end}\nafter\n")
     page.write(RESULTS, copy)
     text = copy.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+    assert "Not measured yet" in text or (RESULTS.parent / "offload.json").is_file()
+    measured = {"own_seconds": 1.0, "own_peak_bytes": 2**30, "one_seconds": 2.0}
+    measured |= {"one_peak_bytes": 2**31, "search_seconds": 4.0, "search_peak_bytes": None}
+    measured |= {"mode": "model", "steps": 10, "candidates": 4, "weights_bytes": 2**31}
+    found = {"meta": {"device": "a card"}, "rows": [measured | {"max_diff": 1e-3}]}
+    (tmp_path / "offload.json").write_text(json.dumps(found))
+    page.write(RESULTS, copy, tmp_path / "offload.json")
+    line = "| model | 1.0 s, 1.00 GiB | 2.0 s, 2.00 GiB | 4.0 s, - | 1.0e-03 |"
+    assert line in copy.read_text()
+    assert "a card; 10 steps, N = 4, weights of 2.00 GiB" in copy.read_text()
     copy.write_text("no marks")
     with pytest.raises(ValueError, match="must hold each of the lines"):
         page.write(RESULTS, copy)

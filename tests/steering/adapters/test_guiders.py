@@ -67,7 +67,12 @@ def agrees(pipe, call, door):
     return expected
 
 
-@pytest.mark.parametrize("name", GUIDERS)
+SLOW = ("zero star", "tangential", "projected")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in GUIDERS]
+)
 def test_the_pipelines_own_picture_by_each_guider(tiny, name):
     guider, door = GUIDERS[name]
     unguided = tiny.hunyuan_image(ClassifierFreeGuidance(1.0))

@@ -59,7 +59,7 @@ def breaking(monkeypatch, part, call, error):
     monkeypatch.setattr(type(part), method, broken)
 
 
-@pytest.mark.parametrize("error", [Broken, Stopped])
+@pytest.mark.parametrize("error", [Broken, pytest.param(Stopped, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_after_an_error(tiny, monkeypatch, door, place, error):

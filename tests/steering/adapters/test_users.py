@@ -209,6 +209,14 @@ def test_savings_of_memory(sd, what):
     agree(sd, call, without=before if what == "tiling" else None)
 
 
+def test_loaded_in_half_precision(sd, tmp_path):
+    """As users load: the folder of a pipeline, with ``torch_dtype``."""
+    sd.save_pretrained(tmp_path)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert pipe.unet.dtype is pipe.text_encoder.dtype is torch.float16
+    agree(pipe, SD, tolerance=5e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_half_precision(tiny, family, dtype):
