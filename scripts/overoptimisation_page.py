@@ -56,6 +56,17 @@ REMEDIES = {
 Figures = dict[tuple[str, int], dict[str, dict[int, float]]]
 
 
+def judged(rows: list[dict[str, Any]]) -> str:
+    """Which second clip judged, and how numbers were computed."""
+    clips = sorted({str(row["second_clip"]) for row in rows})
+    products = {"TF32" if row["tf32"] else "float32" for row in rows}
+    sizes = sorted({row["batch_size"] for row in rows})
+    return (
+        f"Second clip {', '.join(clips)} (digest of its weights); {' and '.join(sorted(products))} "
+        f"matrix products; batches of up to {', '.join(map(str, sizes))} rows."
+    )
+
+
 def figures_of(rows: list[dict[str, Any]]) -> Figures:
     """Values by method, size, measure and prompt; means over seeds or groups."""
     found: Figures = defaultdict(lambda: defaultdict(dict))
@@ -156,7 +167,8 @@ def write(
         "Written by `python scripts/overoptimisation_page.py`; do not edit.\n",
         discussion.read_text(encoding="utf-8") if discussion.exists() else "",
         INTRO,
-        f"{meta['device']}, {meta['date'][:10]}; `python {meta['command']}`\n",
+        f"{meta['device']}, {meta['date'][:10]}; `python {meta['command']}`.",
+        f"{judged(content['rows'])}\n",
         f"![scores against candidates]({picture.name})\n",
         "## What remedies change\n",
         "A remedy less the search that it mends, paired over the prompts that both cover.\n",

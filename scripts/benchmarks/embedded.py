@@ -83,13 +83,28 @@ def particles(
     return make
 
 
-def treeg(nfe: int, steps: int) -> Search:
+def treeg(nfe: int, steps: int, **settings: Any) -> Search:
     """TreeG with about 4 branches of as many active samples as fit, whatever uses most of the budget."""
     facts = Facts(steps, steps, budget=Budget(nfe=nfe))
     most = candidates(nfe, steps)
     plans = [TreeG(active=max(most // k, 1), branches=k).plan(facts) for k in (3, 4, 5, 6)]
     best = max(plans, key=lambda p: (p.cost.nfe, -abs(p.settings["branches"] - 4)))
-    return TreeG(**best.settings)
+    return replace(TreeG(**best.settings), **settings)
+
+
+def tree(kind: Any, **settings: Any) -> Callable[[int, int], Search]:
+    """A tree of roll-outs, as many as the budget pays."""
+    return lambda nfe, steps: kind(rollouts=None, nfe=nfe, **settings)
+
+
+def best_first(nfe: int, steps: int, **settings: Any) -> Search:
+    """Best-first search whose roots take a third of the budget."""
+    return BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1), **settings)
+
+
+def depth_first(nfe: int, steps: int, **settings: Any) -> Search:
+    """Depth-first search of chains that would take a quarter of the budget if none turned back."""
+    return DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1), **settings)
 
 
 def glass(nfe: int, steps: int) -> Search:
@@ -220,7 +235,7 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "fk-max": _FK_MAX(),
     "fk-max-sde": _FK_MAX(transition=FlowSDE()),
     "fk-glass": fk_glass,
-    "dts-draw": lambda nfe, steps: DTS(rollouts=None, nfe=nfe, returns="draw"),
+    "dts-draw": tree(DTS, returns="draw"),
     "adaptive": lambda nfe, steps: AdaptiveBestOfN(candidates(nfe, steps)),
     "halving": halving,
     "dlbs": beams,
@@ -235,11 +250,16 @@ FAMILIES: dict[str, Callable[[int, int], Search]] = {
     "paths": paths,
     "evo": evo,
     "zeno": zeno,
-    "dts": lambda nfe, steps: DTS(rollouts=None, nfe=nfe),
-    "dts-star": lambda nfe, steps: DTSStar(rollouts=None, nfe=nfe),
-    "best-first": lambda nfe, steps: BestFirst(nfe=nfe, roots=max(nfe // (3 * steps), 1)),
-    "depth-first": lambda nfe, steps: DepthFirst(nfe=nfe, chains=max(nfe // (4 * steps), 1)),
+    "dts": tree(DTS),
+    "dts-sde": tree(DTS, transition=FlowSDE()),
+    "dts-star": tree(DTSStar),
+    "dts-star-sde": tree(DTSStar, transition=FlowSDE()),
+    "best-first": best_first,
+    "best-first-sde": partial(best_first, transition=FlowSDE()),
+    "depth-first": depth_first,
+    "depth-first-sde": partial(depth_first, transition=FlowSDE()),
     "treeg": treeg,
+    "treeg-sde": partial(treeg, transition=FlowSDE()),
 }
 #: Endings of what is for rectified flows only.
 FLOW_ONLY = ("-sde", "-vp", "-glass")
@@ -318,6 +338,7 @@ def steered(options: PipelineOptions, sampler: Search, seed: int, **extra: Any) 
         reward=ShapesCLIP().to(device),
         held_out={"accuracy": ShapesVerifier()},
         seed=seed,
+        door="replay",  # any other would be slower by orders of magnitude, so say why it is shut
         **extra,
     )
 

@@ -1,12 +1,14 @@
 """How far searches over-optimise shapes-clip, judged by the exact verifier and a second clip.
 
 Rows of kind "pool" hold every score of a pool of unsteered candidates of one prompt, and what rules of
-selection make of groups of N of them; rows of kind "search" hold what a steered search returned. A
-file that holds some cells is gone on with. If the second clip is missing it is trained first.
+selection make of groups of N of them; rows of kind "search" hold what a steered search returned. Every
+row tells the second clip that judged it and how numbers were computed. A file that holds some cells is
+gone on with, by the same second clip only. If there is none yet it is trained first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -20,11 +22,11 @@ from jsonargparse import ArgumentParser
 from scipy.stats import rankdata
 from tqdm import tqdm
 
+from benchmarks.cards import cards, take_card
 from benchmarks.common import Results, describe
 from benchmarks.embedded import options_of, search_named, steered
 from benchmarks.pool import pooled
 from benchmarks.selection import best_of_majority
-from benchmarks.shapes import _cards, _open_doors
 from benchmarks.shapes_cells import mean_distance, measure, rounded, summarise
 from rewards import CLIPScore, ShapesVerifier
 from samplers import BestOfN
@@ -69,28 +71,57 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Any) -> None:
-    """Train the second clip if need be, then run every cell that the file lacks."""
+    """Train the second clip if need be, then run every cell that the file lacks.
+
+    Raises:
+        ValueError: the file holds rows that another second clip judged, or of an earlier form.
+    """
     start = time.perf_counter()
-    if not (options.second / "open_clip_config.json").exists():
-        out = options.second.parent
-        train = [sys.executable, str(TRAINING), "clip", "--seed", "1", "--out", str(out)]
-        train += ["--work", str(out / "work"), "--seconds", str(options.train_seconds)]
-        subprocess.run(train, check=True)
     device = device_of(options_of("shapes-sd", options.device))
     results = Results(options.json, device=device, seed=0)
-    cells = [cell for cell in _cells(options) if not results.has(cell)]
-    options.models, options.prompt_set, options.dtype = ["shapes-sd"], "hard", "float32"
+    if not (options.second / "open_clip_config.json").exists():
+        _check(results, "a second clip yet to be trained", options)
+        _train(options)
+    second = digest_of(options.second)
+    _check(results, second, options)
+    how = {"second_clip": second, "tf32": options.tf32, "batch_size": options.batch_size}
+    wanted = [cell | how for cell in cells(options)]
+    wanted = [cell for cell in wanted if not results.has(cell)]
 
     def in_time(cell: Cell) -> bool:
         return options.minutes is None or time.perf_counter() - start < 60 * options.minutes
 
-    arguments = (options, _cards(options))
-    rows = pooled(_row, cells, options.processes, in_time, _open, arguments)
-    for row in tqdm(rows, "cells", len(cells)):
-        results.add(row | {"device": describe(device)})
+    arguments = (options, cards(options))
+    rows = pooled(_row, wanted, options.processes, in_time, _open, arguments)
+    for row in tqdm(rows, "cells", len(wanted)):
+        results.add(row | {"device": describe(device), "processes": options.processes})
 
 
-def _cells(options: Any) -> Iterator[Cell]:
+def _train(options: Any) -> None:
+    out = options.second.parent
+    train = [sys.executable, str(TRAINING), "clip", "--seed", "1", "--out", str(out)]
+    train += ["--work", str(out / "work"), "--seconds", str(options.train_seconds)]
+    subprocess.run(train, check=True)
+
+
+def digest_of(folder: Path) -> str:
+    """What tells a clip from others: a digest of its weights."""
+    weights = (folder / "open_clip_model.safetensors").read_bytes()
+    return hashlib.blake2b(weights, digest_size=8).hexdigest()
+
+
+def _check(results: Results, second: str, options: Any) -> None:
+    for judge in {row.get("second_clip") for row in results.rows}:
+        if judge != second:
+            told = f"the second clip {judge}" if judge else "an unnamed second clip"
+            raise ValueError(
+                f"{options.json} holds rows judged by {told}, and {options.second} is {second}; "
+                "give that clip as --second, or another --json"
+            )
+
+
+def cells(options: Any) -> Iterator[Cell]:
+    """All cells, small budgets first: pools of one prompt, then searches of a chunk of prompts."""
     most, texts = max(options.sizes), shapes.prompts("hard")
     for first in range(min(options.pool_prompts, len(texts))):
         yield {"kind": "pool", "first": first, "n": most}
@@ -102,8 +133,8 @@ def _cells(options: Any) -> Iterator[Cell]:
                 yield shared | {"sampler": sampler, "strength": strength, "seeds": options.seeds}
 
 
-def _open(options: Any, cards: Any) -> None:
-    _open_doors(options, cards)
+def _open(options: Any, queue: Any) -> None:
+    take_card(options, queue)
     pipeline = options_of("shapes-sd", options.device)
     device = device_of(pipeline)
     door = steered(pipeline, BestOfN(1), 0, batch_size=options.batch_size)

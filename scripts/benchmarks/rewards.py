@@ -8,7 +8,8 @@ tiny ones), and both ways use the same network. Making PIL images of tensors is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from benchmarks.common import Results
+from benchmarks.common import Results, describe
 from benchmarks.embedded import synchronise
 from benchmarks.reward_models import CASES, Case
 from steering.reward import Item
 
 PROMPT = "a red ring left of a blue cross"
+PATIENCE = 10.0  #: seconds after which a figure is not repeated further
+Cell = dict[str, Any]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -36,67 +40,74 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, else float32")
     parser.add_argument("--repeats", type=int, default=5, help="the fastest of these is reported")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no reward after them")
     parser.add_argument("--quick", action="store_true", help="tiny networks, batch 8, twice")
 
 
 def run(options: Any) -> None:
-    """Run every cell that the result file lacks."""
+    """Run every cell that the result file lacks, as time allows."""
+    start = time.perf_counter()
     devices = options.devices
     if devices == ["auto"]:
-        devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    batches = [8] if options.quick else options.batches
-    scale = "tiny" if options.quick else "real"
+        devices = [*(["cuda"] if torch.cuda.is_available() else []), "cpu"]
     for device in devices:
-        dtype = options.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
         results = Results(Path(options.json), device=device, seed=0)
         for name in options.rewards:
-            cells = [
-                {"reward": name, "device": device, "batch": batch, "dtype": dtype}
-                | {"size": options.size, "scale": scale}
-                for batch in batches
-            ]
-            cells = [cell for cell in cells if not results.has(cell)]
+            cells = [cell for cell in _cells(options, name, device) if not results.has(cell)]
             if not cells:
                 continue
-            case = CASES[name](options.quick, device, dtype)
-            for cell in cells:
-                repeats = 2 if options.quick else options.repeats
-                results.add(cell | measure(case, cell["batch"], options.size, device, repeats))
+            if options.minutes is not None and time.perf_counter() - start > 60 * options.minutes:
+                tqdm.write(f"{name} on {device} is left; run again to go on")
+                continue
+            case = CASES[name](options.quick, device, cells[0]["dtype"])
+            repeats = 2 if options.quick else options.repeats
+            for row in measured(case, cells, options.size, device, repeats):
+                results.add(row)
             del case
 
 
-def measure(case: Case, batch: int, size: int, device: str, repeats: int) -> dict[str, float]:
-    """Images per second of both ways, and their ratio."""
+def _cells(options: Any, name: str, device: str) -> list[Cell]:
+    cuda = torch.device(device).type == "cuda"
+    dtype = ("bfloat16" if cuda else "float32") if options.dtype == "auto" else options.dtype
+    shared = {"reward": name, "device": device, "where": describe(device), "dtype": dtype}
+    shared |= {"size": options.size, "scale": "tiny" if options.quick else "real"}
+    return [shared | {"batch": n} for n in ([8] if options.quick else options.batches)]
+
+
+@torch.no_grad()
+def measured(case: Case, cells: list[Cell], size: int, device: str, repeats: int) -> Iterator[Cell]:
+    """Cells with images per second of both ways, and their ratio.
+
+    The published way takes one picture at a time, so one figure of it serves all batches.
+    """
     generator = torch.Generator().manual_seed(0)
-    media = torch.rand(batch, 3, size, size, generator=generator)
+    media = torch.rand(max(8, *(c["batch"] for c in cells)), 3, size, size, generator=generator)
     pictures = [Image.fromarray((row * 255).byte().permute(1, 2, 0).numpy()) for row in media[:8]]
     media = media.to(device)
-    features = [case.reward.prepare(Item(PROMPT))] * batch
+    features = case.reward.prepare(Item(PROMPT))
 
-    def ours() -> Tensor:
-        scores = case.reward(media, features)
+    def ours(batch: int) -> Tensor:
+        scores = case.reward(media[:batch], [features] * batch)
         return (scores if isinstance(scores, Tensor) else scores[case.reward.name]).cpu()
 
     def theirs() -> list[float]:
         return [case.one(picture, PROMPT) for picture in pictures]
 
-    with torch.no_grad():
-        mine = batch / fastest(ours, device, repeats)
-        published = len(pictures) / fastest(theirs, device, repeats)
-    return {
-        "images_per_s": mine,
-        "images_per_s_pil": published,
-        "ratio": mine / published,
-    }
+    published = len(pictures) / fastest(theirs, device, repeats)
+    for cell in cells:
+        mine = cell["batch"] / fastest(partial(ours, cell["batch"]), device, repeats)
+        yield cell | {
+            "images_per_s": mine,
+            "images_per_s_pil": published,
+            "ratio": mine / published,
+        }
 
 
 def fastest(call: Callable[[], Any], device: str, repeats: int) -> float:
-    """Seconds of the fastest of some calls, after one to warm up."""
+    """Seconds of the fastest of some calls, after one to warm up; fewer where they take long."""
     call()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < PATIENCE:
         synchronise(torch.device(device))
         start = time.perf_counter()
         call()

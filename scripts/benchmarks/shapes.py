@@ -8,19 +8,16 @@ tables and plots of the files.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
+from benchmarks.cards import cards, take_card
 from benchmarks.common import describe
 from benchmarks.embedded import (
     MODELS,
@@ -145,31 +142,13 @@ class Doors:
 _HERE: dict[str, Doors] = {}  #: what this process has loaded
 
 
-def _open_doors(options: Any, cards: Any) -> None:
-    """Prepare this process: it takes the next CUDA device of the queue, if there are any."""
-    card = cards.get()
-    if card is not None:  # before CUDA starts here, so that its current device is the right one
-        os.environ["CUDA_VISIBLE_DEVICES"] = card
-    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
-    if options.processes > 1:
-        torch.set_num_threads(1)
+def _open_doors(options: Any, queue: Any) -> None:
+    take_card(options, queue)
     _HERE["doors"] = Doors(options)
 
 
 def _row(cell: Cell) -> dict[str, Any]:
     return _HERE["doors"].row(cell)
-
-
-def _cards(options: Any) -> Any:
-    """A queue with a CUDA device for each process, dealt in turn; None where it need not choose."""
-    many = options.processes > 1
-    queue = get_context("spawn").Manager().Queue() if many else SimpleQueue()
-    cuda = torch.cuda.device_count() if many and options.device in ("auto", "cuda") else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(cuda)]
-    for i in range(options.processes):
-        queue.put(names[i % cuda] if cuda else None)
-    return queue
 
 
 class Bench:
@@ -239,7 +218,7 @@ class Bench:
             self.options.processes,
             lambda cell: self._has_time(cell, start),
             _open_doors,
-            (self.options, _cards(self.options)),
+            (self.options, cards(self.options)),
         )
         for row in tqdm(rows, label, len(cells)):
             self.rows.add(row | self.where)

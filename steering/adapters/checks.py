@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,6 +119,39 @@ def signature_of(pipe: Any) -> dict[str, Any]:
 def tolerance(dtype: torch.dtype) -> float:
     """Largest relative difference that arithmetic in ``dtype`` explains."""
     return {torch.bfloat16: 3e-2, torch.float16: 4e-3}.get(dtype, 1e-4)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 arithmetic without TensorFloat-32, whatever the user chose; the choice comes back.
+
+    TF32 (the default of convolutions on NVIDIA GPUs) keeps 10 bits, and how they round depends on the
+    size of a batch: calls of other sizes would seem to compute something else. Both of torch's
+    interfaces are set, since compiled networks read the older.
+    """
+    cudnn: Any = torch.backends.cudnn
+    operations = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    kept = [operation.fp32_precision for operation in operations]
+    try:
+        older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # the newer was set so that it cannot be told
+        older = None
+    try:
+        _set_float32(("highest", False) if older else None, ["ieee"] * 3)
+        yield
+    finally:
+        _set_float32(older, kept)
+
+
+def _set_float32(older: tuple[str, bool] | None, newer: Sequence[str]) -> None:
+    cudnn: Any = torch.backends.cudnn
+    if older:
+        torch.set_float32_matmul_precision(older[0])
+        cudnn.allow_tf32 = older[1]
+    for operation, precision in zip(
+        (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn), newer, strict=True
+    ):
+        operation.fp32_precision = precision
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from steering.adapters.asking import ask, probes
 from steering.adapters.capture import arguments, private_copy, quiet_generator
-from steering.adapters.checks import tolerance
+from steering.adapters.checks import exact_float32, tolerance
 from steering.adapters.replay import Plan
 from steering.adapters.stand import Stand, StepOutput, patch, resized
 
@@ -249,6 +249,7 @@ class Decoder:
         return DECODERS[type(vae).__name__](vae, x_0)
 
     @torch.no_grad()
+    @exact_float32()
     def _agrees(self, example: Tensor) -> bool:
         vae: Any = getattr(self._pipe, "vae", None)
         own = by_tail(self._tail, example)

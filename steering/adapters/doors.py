@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from steering.adapters.black_box import BlackBoxModel
-from steering.adapters.checks import Refusal, check_call, check_pipeline
+from steering.adapters.checks import Refusal, check_call, check_pipeline, exact_float32
 from steering.adapters.embeds import form_of, is_embedding
 from steering.adapters.fingerprint import fingerprint
 from steering.adapters.inverted_model import InvertedModel
@@ -30,6 +30,7 @@ def check_door(door: str) -> None:
         raise ValueError(f"door must be one of {', '.join(get_args(Door))}, got {door!r}")
 
 
+@exact_float32()
 def enter(
     pipe: Any,
     *,
@@ -37,7 +38,7 @@ def enter(
     door: Door = "auto",
     reason: str | None = None,
 ) -> Entered:
-    """Make a model out of an unmodified pipeline.
+    """Make a model out of an unmodified pipeline; its checks compute without TensorFloat-32.
 
     Args:
         pipe: a diffusers pipeline with a scheduler; it is left as found.

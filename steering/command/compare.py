@@ -26,6 +26,7 @@ from steering.command.generate import (
     door_setting,
     say_door,
 )
+from steering.command.judges import by_name, placed
 from steering.command.options import (
     PipelineOptions,
     UsageError,
@@ -56,7 +57,7 @@ def compare(
     prompts_file: Path | None = None,
     limit: int | None = None,
     output: Path = Path("outputs/compare"),
-    held_out: RewardModel | None = None,
+    held_out: list[RewardModel] = [],  # noqa: B006
     nfe: list[int] = [],  # noqa: B006
     reward_calls: list[int] = [],  # noqa: B006
     seconds: list[float] = [],  # noqa: B006
@@ -85,7 +86,7 @@ def compare(
         prompts_file: prompts, one a line; shapes:easy and shapes:hard name the embedded sets.
         limit: at most so many prompts, the first.
         output: folder for results and report.html.
-        held_out: a reward that judges the results and is never searched on.
+        held_out: rewards that judge the results and are never searched on; name one or more.
         nfe: budgets in denoiser rows a prompt.
         reward_calls: budgets in reward calls a prompt.
         seconds: budgets in seconds a prompt; sizes follow from a measured speed.
@@ -107,10 +108,11 @@ def compare(
         Exit status: 0, or 1 if a search failed.
     """
     prompts = read_prompts(prompt, prompts_file)[:limit]
+    judges = by_name(held_out, reward)
     settings = {
         "pipeline": asdict(pipeline) | {"device": ""},
         "reward": repr(reward),
-        "held_out": repr(held_out),
+        "held_out": [repr(judge) for judge in held_out],
         "strength": asdict(strength),
         "seed": seed,
         "negative_prompt": negative_prompt,
@@ -123,7 +125,7 @@ def compare(
     steered = _opened(
         pipeline,
         reward,
-        held_out,
+        judges,
         progress=progress,
         strength=strength,
         seed=seed,
@@ -224,7 +226,7 @@ class Work:
 def _opened(
     pipeline: PipelineOptions,
     reward: RewardModel,
-    held_out: RewardModel | None,
+    judges: dict[str, RewardModel],
     *,
     progress: bool,
     **options: Any,
@@ -232,9 +234,13 @@ def _opened(
     """The pipeline and its rewards on their device; the sampler is set cell by cell."""
     device = device_of(pipeline)
     pipe = load_pipeline(pipeline, device, progress=progress)
-    judges = {} if held_out is None else {held_out.name: held_out.to(device)}
-    reward.to(device)
-    return SteeredPipeline(pipe, sampler=BestOfN(1), reward=reward, held_out=judges, **options)
+    return SteeredPipeline(
+        pipe,
+        sampler=BestOfN(1),
+        reward=reward.to(device),
+        held_out=placed(judges, device),
+        **options,
+    )
 
 
 def _facts(pipeline: PipelineOptions, calls_per_row: int) -> Facts:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from rewards.base import RewardModel
 from steering.adapters import Door
+from steering.command.judges import by_name, placed
 from steering.command.options import (
     PipelineOptions,
     check_call,
@@ -45,7 +46,7 @@ def generate(
     prompt: list[str] = [],  # noqa: B006 - never changed; the option parser wants a list
     prompts_file: Path | None = None,
     output: Path = Path("outputs/generate"),
-    held_out: RewardModel | None = None,
+    held_out: list[RewardModel] = [],  # noqa: B006
     strength: Strength = Strength(),
     budget: Budget = Budget(),
     seed: int = 0,
@@ -68,7 +69,7 @@ def generate(
         prompt: a prompt; repeat for more.
         prompts_file: prompts, one a line; shapes:easy and shapes:hard name the embedded sets.
         output: folder for pictures and traces.
-        held_out: a reward that judges the results and is never searched on.
+        held_out: rewards that judge the results and are never searched on; name one or more.
         strength: how strongly to follow the reward.
         budget: the most that one search may cost.
         seed: of all random numbers.
@@ -86,12 +87,12 @@ def generate(
     Returns:
         Exit status: 0, or 1 if a search failed.
     """
-    prompts = read_prompts(prompt, prompts_file)
+    prompts, judges = read_prompts(prompt, prompts_file), by_name(held_out, reward)
     settings = {  # all that decides the pictures
         "pipeline": asdict(pipeline) | {"device": ""},
         "sampler": repr(sampler),
         "reward": repr(reward),
-        "held_out": repr(held_out),
+        "held_out": [repr(judge) for judge in held_out],
         "strength": asdict(strength),
         "budget": asdict(budget),
         "seed": seed,
@@ -116,15 +117,12 @@ def generate(
         return 0
     device = device_of(pipeline, state.local_process_index)
     pipe = load_pipeline(pipeline, device, progress=progress)
-    rewards = [reward] + ([held_out] if held_out is not None else [])
-    for model in rewards:
-        model.to(device)
     bar = _Bar(len(todo) * images_per_prompt, show=progress and state.is_local_main_process)
     steered = SteeredPipeline(
         pipe,
         sampler=sampler,
-        reward=reward,
-        held_out={held_out.name: held_out} if held_out is not None else {},
+        reward=reward.to(device),
+        held_out=placed(judges, device),
         strength=strength,
         budget=budget,
         seed=seed,

@@ -23,7 +23,7 @@ GROUPS = {
 
 
 #: options that take several values, one after the other
-LISTS = ("samplers", "nfe", "reward_calls", "seconds")
+LISTS = ("samplers", "nfe", "reward_calls", "seconds", "held_out")
 
 
 class UsageError(ValueError):
@@ -91,8 +91,8 @@ def resolve_names(argv: Sequence[str]) -> list[str]:
     """Command-line arguments with names replaced by files, and repeated prompts collected.
 
     ``--sampler fk`` becomes the file of that name; ``--pipeline`` also takes a folder or a hub id;
-    ``--prompt`` may be repeated; ``--held-out`` is ``--held_out``; ``--nfe 100 200`` are two values.
-    The words that follow ``report`` are folders.
+    ``--prompt`` may be repeated; ``--held-out`` is ``--held_out``; ``--nfe 100 200`` are two values, and
+    so are ``--held-out jpeg clip``. The words that follow ``report`` are folders.
     """
     out: list[str] = []
     words = iter(argv)
@@ -101,12 +101,12 @@ def resolve_names(argv: Sequence[str]) -> list[str]:
         option, given, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
         if not option.startswith("--") or not name:
-            out.append(word if many is None else f"--{many}+={word}")
+            out.append(word if many is None else _added(many, word))
             many = "folders" if word == "report" and len(out) == 1 else many
             continue
         many = name if name in LISTS else None
         if many is not None:
-            out += [f"--{many}+={value}"] if given else []
+            out += [_added(many, value)] if given else []
             continue
         if name not in (*GROUPS, "prompt"):
             out.append(f"--{name}{given}{value}")
@@ -122,6 +122,11 @@ def resolve_names(argv: Sequence[str]) -> list[str]:
         else:
             out.append(f"--{name}={find(GROUPS[name], value)}")
     return out
+
+
+def _added(name: str, value: str) -> str:
+    """One more value of an option that takes several."""
+    return f"--{name}+={find(GROUPS[name], value) if name in GROUPS else value}"
 
 
 def read_prompts(prompt: Sequence[str], prompts_file: Path | None) -> list[str]:

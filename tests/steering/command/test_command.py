@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from rewards import ShapesCLIP
+from rewards import JPEGCompressibility, ShapesCLIP
 from samplers import FKSteering
 from steering.command.main import main
 from steering.command.options import UsageError, read_prompts, resolve_names
@@ -54,6 +55,32 @@ def test_pictures_carry_metadata_and_traces_are_written(tmp_path, capsys):
     assert json.loads(text["scores"]) == record["scores"][0]
     assert text["sampler"].startswith("FKSteering(particles=2")
     assert text["version"]
+
+
+def test_several_rewards_are_held_out(tmp_path, capsys):
+    judges = ("--held-out", "shapes-verifier", "jpeg", "--held_out.quality", "50")
+    one = ("a red ring",)
+    assert generate(tmp_path / "one", *judges, prompts=one) == 0
+    more = ("--held-out", "shapes-verifier", "--held-out=jpeg", "--held-out.quality", "50")
+    assert generate(tmp_path / "one", *more, prompts=one) == 0  # the same settings, said otherwise
+    (record,) = records(tmp_path / "one").values()
+    (scores,) = record["scores"]
+    assert list(scores) == ["shapes-clip", "shapes-verifier", "jpeg"]
+    (file,) = record["files"]
+    picture = Image.open(tmp_path / "one" / file)
+    media = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    expected = JPEGCompressibility(quality=50)(media, [None])
+    assert scores["jpeg"] == pytest.approx(float(expected[0]))
+    assert generate(tmp_path / "one", *judges[:2], prompts=one) == 2
+    assert "held_out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("judges", [("jpeg", "jpeg"), ("shapes-clip",)])
+def test_two_rewards_of_one_name_are_refused(tmp_path, capsys, judges):
+    assert generate(tmp_path, "--held-out", *judges) == 2
+    assert f"two rewards are called '{judges[0]}'" in capsys.readouterr().err
+    assert generate(tmp_path, "--held-out", "jepg") == 2
+    assert "did you mean 'jpeg'?" in capsys.readouterr().err
 
 
 def test_the_door_is_an_option_and_said(tmp_path, capsys):

@@ -26,6 +26,7 @@ def compare(output, *more, samplers=("base", "best-of-n", "fk:start=1,every=1"),
          "--pipeline.device", "cpu", "--reward", "shapes-clip", "--strength.unit", "raw",
          "--strength.value", "0.5", "--samplers", *samplers, *words, "--output", str(output),
          "--held-out", "rewards.PythonFunction", "--held_out.fn", f"{output.parent / 'judge.py'}:red",
+         "--held-out", "jpeg",
          "--progress", "false", *more]
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ def test_budgets_are_kept_and_tables_written(folder):
     assert {s["seed"] for s in found["searches"]} == {0, 1}
     lines = (folder / "results.csv").read_text().splitlines()
     assert len(lines) == 21
-    assert lines[0].startswith("run,sampler,budget,prompt,seed,shapes-clip,red,nfe")
+    assert lines[0].startswith("run,sampler,budget,prompt,seed,shapes-clip,red,jpeg,nfe")
     record = json.loads(
         next((folder / "runs" / "fk_start_1_every_1--nfe-16").glob("a-*.json")).read_text()
     )
