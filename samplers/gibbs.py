@@ -151,7 +151,7 @@ class ParticleGibbs(Search):
     @property
     def needs(self) -> Needs:
         """A noisy transition and a fixed density."""
-        return Needs(stochastic=True, posterior_mean=True, density=True)
+        return Needs(stochastic=True, posterior_mean=self._transition.reads_means, density=True)
 
     def plan(self, facts: Facts) -> Plan:
         """As many sweeps as the budget allows, ``sweeps`` at most.

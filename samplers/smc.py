@@ -13,6 +13,7 @@ from torch import Tensor
 
 from samplers.anneal import ANNEALING, AnnealingName, power
 from samplers.cloud import Cloud, joined_posterior, joined_states, joined_weights, split
+from samplers.ends import Branching, Ends, carried, check_ends
 from samplers.funnel import sizes
 from samplers.guidance import Gradient, checked
 from samplers.initial import InitialNoise, Prior, Started
@@ -70,6 +71,9 @@ class SMC(Search):
         anneal: resample by a power of the weights, less than 1 early; what is not applied is carried.
         transition: how states move, ``"ddim"`` is DDIM(1.0); it must draw noise, or copies would never
             differ.
+        ends: by what states move before the first look and after the step that follows the last:
+            ``"transition"``, or ``"scheduler"``, the pipeline's own (a multistep solver, say, which may
+            begin anew part-way but not branch). The target is then the law of that mixed chain.
         path: interpolant to sample along; None is the pipeline's own grid.
         value: what an intermediate state is worth: a :mod:`samplers.values` estimate.
         gradient: shift the transition along the reward's gradient; None leaves it alone.
@@ -90,6 +94,7 @@ class SMC(Search):
     resampler: ResamplerName = "systematic"
     anneal: AnnealingName = "none"
     transition: Transition | Literal["ddim"] = "ddim"
+    ends: Ends = "transition"
     path: SamplingPath | None = None
     value: Value | Literal["predicted"] = "predicted"
     gradient: Gradient | None = None
@@ -109,6 +114,7 @@ class SMC(Search):
             ("resampler", tuple(RESAMPLERS)),
             ("anneal", tuple(ANNEALING)),
             ("returns", ("all", "draw", "best")),
+            ("ends", get_args(Ends)),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -124,6 +130,11 @@ class SMC(Search):
                 f"{type(self).__name__} cannot search along the deterministic {self.transition}: "
                 "without noise the copies of a resampled particle would never differ; use DDIM(1.0), a "
                 "FlowSDE or GLASS"
+            )
+        if self.ends == "scheduler" and self.path is not None:
+            raise ValueError(
+                "ends='scheduler' walks the scheduler's own grid; leave the path out, or use "
+                "ends='transition'"
             )
         if self.gradient is not None and not isinstance(self._value, Predicted):
             raise ValueError(
@@ -157,7 +168,7 @@ class SMC(Search):
         """A noisy transition and a fixed density; gradients where they are followed."""
         own = Needs(
             stochastic=True,
-            posterior_mean=True,
+            posterior_mean=self._transition.reads_means,
             density=True,
             gradients=self.gradient is not None,
         )
@@ -184,6 +195,7 @@ class SMC(Search):
         Raises:
             BudgetTooSmall: one particle does not fit.
         """
+        check_ends(self.ends, facts)
         one = self._cost(facts, 1)
         least = self._least()
         for k in range(self.particles, least - 1, -1):
@@ -220,13 +232,18 @@ class SMC(Search):
         per_step = [sum(step) for step in zip(*self._sizes(k, facts.steps), strict=True)]
         total = self._initial.cost(facts, per_step[0])
         final = Cost(decodes=1, reward_calls=calls)
-        denoised = sum(per_step) * (1 + self._transition.inner_calls)
-        told = per_step[0] * self._initial.predicts
+        inside = self._branching(facts.steps).inside
+        denoised = sum(per_step) + sum(per_step[i] for i in inside) * self._transition.inner_calls
+        told = per_step[0] * self._initial.predicts * (0 in inside)
         followed = sum(per_step[i] for i in looks) if self.gradient is not None else 0
         total += Cost(nfe=denoised - told, backwards=followed)
         for i in looks:
             total += per_step[i] * self._value.cost(i, facts.steps, calls)
         return total + per_step[-1] * final
+
+    def _branching(self, steps: int) -> Branching:
+        """Where it makes its own steps."""
+        return Branching.of(self.ends, self.looks(steps), steps)
 
     # ---- the search
 
@@ -238,8 +255,9 @@ class SMC(Search):
         self._warn(problem, settings["particles"], looks)
         started = yield from self._initial(problem, sum(own[0] for own in per_step))
         clouds = self._clouds(started, [own[0] for own in per_step])
-        complete = True
-        for i in range(steps):
+        complete, branching = True, self._branching(steps)
+        clouds = yield from carried(clouds, 0, branching.first, steps)
+        for i in branching.inside:
             look = i in looks and complete  # a lone survivor has nothing to be chosen from
             known = started.posterior if i == 0 else None
             x_t, posterior = yield from self._denoised(problem, clouds, i, look, known)
@@ -248,9 +266,11 @@ class SMC(Search):
             if look:
                 after = [own[min(i + 1, steps - 1)] for own in per_step]
                 clouds = self._looked(problem, clouds, values, i, after)
-            if sum(map(len, clouds)) > 1 and not self._affords(problem, clouds, i):
+            ahead = steps - i if i + 1 == branching.last else 1  # what follows is not interrupted
+            if sum(map(len, clouds)) > 1 and not self._affords(problem, clouds, i, ahead):
                 clouds, complete = [_survivor(problem, clouds, i)], False
             clouds = yield from self._moved(problem, clouds, i)
+        clouds = yield from carried(clouds, branching.last, steps, steps)
         final = yield Score(joined_states(clouds), Stage.FINAL)
         clouds = [
             self._weighed(c, c.potential.last(r, problem.lam))
@@ -389,13 +409,13 @@ class SMC(Search):
             moved.append(replace(cloud, x_t=x_s, weights=weights, gradient=None))
         return moved
 
-    def _affords(self, problem: Problem, clouds: list[Cloud], i: int) -> bool:
-        """Whether time remains to carry all particles on and still finish one."""
+    def _affords(self, problem: Problem, clouds: list[Cloud], i: int, ahead: int) -> bool:
+        """Whether time remains to carry all particles ``ahead`` steps and still finish one."""
         if problem.facts.budget.seconds is None:
             return True
-        k, left = sum(map(len, clouds)), problem.grid.steps - i - 1
+        k, left = sum(map(len, clouds)), problem.grid.steps - i - ahead
         one = 1 + self._transition.inner_calls
-        step = Cost(seconds=problem.seconds_for(k * one))
+        step = Cost(seconds=problem.seconds_for(k * ahead * one))
         return problem.affords(step, holding_back=Cost(seconds=problem.seconds_for(left * one)))
 
     def _warn(self, problem: Problem, k: int, looks: set[int]) -> None:

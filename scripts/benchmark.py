@@ -3,6 +3,7 @@
     python scripts/benchmark.py exactness --json outputs/exactness.json --quick
     python scripts/benchmark.py shapes --json outputs/shapes.json --quick
     python scripts/benchmark.py overhead --json outputs/overhead.json
+    python scripts/benchmark.py offload --json outputs/offload.json
     python scripts/benchmark.py pipelines --json outputs/pipelines.json
     python scripts/benchmark.py flows --json outputs/flows.json --quick
     python scripts/benchmark.py digits --json outputs/digits.json --quick
@@ -22,6 +23,7 @@ from benchmarks import (
     digits,
     exactness,
     flows,
+    offload,
     overhead,
     overoptimisation,
     pipelines,
@@ -37,6 +39,7 @@ COMMANDS = {
     "exactness": exactness,
     "shapes": shapes,
     "overhead": overhead,
+    "offload": offload,
     "pipelines": pipelines,
     "flows": flows,
     "chain-laws": chain_laws,

@@ -1,8 +1,8 @@
-"""Writes the table of pipelines in ``docs/pipelines.md`` from ``docs/results/pipelines.json``.
+"""Writes the tables of ``docs/pipelines.md`` from ``docs/results/pipelines.json`` and ``offload.json``.
 
     python scripts/pipelines_page.py
 
-What stands between the two marks of the page is replaced; the rest is left as it is.
+What stands between the marks of the page is replaced; the rest is left as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from steering.files import write_atomically
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- table of pipelines: begin -->", "<!-- table of pipelines: end -->"
+OFFLOAD = "<!-- table of offloading: begin -->", "<!-- table of offloading: end -->"
 HEAD = """\
 | pipeline | scheduler | door | difference | of media | times, prompts mixed | order | gradients |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -24,23 +25,58 @@ HEAD = """\
 
 
 def write(
-    results: Path = DOCS / "results" / "pipelines.json", page: Path = DOCS / "pipelines.md"
+    results: Path = DOCS / "results" / "pipelines.json",
+    page: Path = DOCS / "pipelines.md",
+    offload: Path = DOCS / "results" / "offload.json",
 ) -> None:
-    """Put the table into the page.
+    """Put the tables into the page.
 
     Args:
         results: the file that ``scripts/benchmark.py pipelines`` wrote.
-        page: the page, with both marks.
+        page: the page, with its marks.
+        offload: the file that ``scripts/benchmark.py offload`` wrote; there may be none yet.
 
     Raises:
         ValueError: a mark is missing.
     """
     text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page} must hold each of the lines {BEGIN!r} and {END!r} once")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomically(page, f"{before}{BEGIN}\n{table(read(results)['rows'])}{END}{after}")
+    text = _between(text, page, (BEGIN, END), table(read(results)["rows"]))
+    found = read(offload) if offload.is_file() else None
+    write_atomically(page, _between(text, page, OFFLOAD, offload_table(found)))
+
+
+def _between(text: str, page: Path, marks: tuple[str, str], table: str) -> str:
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} must hold each of the lines {begin!r} and {end!r} once")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}{end}{rest.split(end)[1]}"
+
+
+def offload_table(found: dict[str, Any] | None) -> str:
+    """Memory and time by way of offloading; a sentence where it was not measured."""
+    if found is None:
+        return "\nNot measured yet: it needs a GPU.\n\n"
+    lines = [
+        "| offloading | own call | best of 1 | best of N | difference of media |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in found["rows"]:
+        cells = [
+            f"{row[f'{name}_seconds']:.1f} s, {_gib(row[f'{name}_peak_bytes'])}"
+            for name in ("own", "one", "search")
+        ]
+        lines.append(f"| {row['mode']} | {' | '.join(cells)} | {row['max_diff']:.1e} |")
+    first, device = found["rows"][0], found["meta"]["device"]
+    said = (
+        f"{device}; {first['steps']} steps, N = {first['candidates']}, weights of "
+        f"{_gib(first['weights_bytes'])}; seconds, and most memory of the GPU in use."
+    )
+    return "\n" + "\n".join(lines) + f"\n\n{said}\n\n"
+
+
+def _gib(count: float | None) -> str:
+    return "-" if count is None else f"{count / 2**30:.2f} GiB"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -55,7 +91,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _line(row: dict[str, Any], reasons: list[str]) -> str:
     note = f" ({reasons.index(row['reason']) + 1})" if row["reason"] else ""
     if row.get("max_diff") is None:
-        cells = [f"{row['door'] or 'refused'}{note}", "-", "-", "-", "-", "-"]
+        media = row.get("decode_diff")
+        told = "-" if media is None else f"{media:.1e}"
+        cells = [f"{row['door'] or 'refused'}{note}", "-", told, "-", "-", "-"]
     else:
         mixed = {True: "yes", False: "no", None: "-"}
         cells = [

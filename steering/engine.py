@@ -26,6 +26,7 @@ from steering.requests import Denoise, Render, Score
 from steering.reward import Reward
 from steering.rollout import Carry
 from steering.search import Needs, Search
+from steering.stepping import Interrupted, OnStep
 
 
 class MissingAbility(ValueError):
@@ -66,6 +67,7 @@ class Engine:
         non_finite: what a NaN or infinite reward means: ``"error"``, or ``"zero_weight"``: minus
             infinity, so that the candidate is never chosen.
         on_progress: called after each turn.
+        on_step: told of each step of each search.
         thumbnails: longer side in pixels of small copies to keep of all that is scored, in
             ``result.trace.snapshots``; None keeps none.
     """
@@ -83,6 +85,7 @@ class Engine:
         non_finite: str = "error",
         on_progress: Callable[[Progress], None] | None = None,
         thumbnails: int | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         if thumbnails is not None and thumbnails < 1:
             raise ValueError(f"thumbnails must be at least 1 pixel or None, got {thumbnails}")
@@ -110,7 +113,7 @@ class Engine:
         cap = batch_size or (16 if model.device.type == "cpu" else 32)
         self.packer = Packer(cap, bucket if deterministic else None, self._shrunk)
         self.stopwatch = Stopwatch(model.device)
-        self.on_progress = on_progress
+        self.on_progress, self.on_step = on_progress, on_step
         self.usage = Usage()
         self._calls = Calls(self, non_finite, thumbnails)
         self._live: list[Live] = []
@@ -172,7 +175,7 @@ class Engine:
             job = queue.popleft()
             problem = new_problem(job, self.model, self.reward.calls_per_row)
             rewards = {self.reward.name: self.reward}
-            live = Live(job, problem, self.model, rewards, self.held_out)
+            live = Live(job, problem, self.model, rewards, self.held_out, self.on_step)
             live.advance()
             self._live.append(live)
 
@@ -183,8 +186,9 @@ class Engine:
         try:
             answers = self._calls.answer(waiting)
         except Exception as error:  # noqa: BLE001 - rewards and models may raise anything
-            if len(waiting) == 1:
-                waiting[0].fail(error)
+            if len(waiting) == 1 or isinstance(error, Interrupted):
+                for live in waiting:
+                    live.fail(error)
                 return
             for live, usage in zip(waiting, before, strict=True):
                 live.usage.take_back(
@@ -269,7 +273,7 @@ def check_abilities(needs: Needs, search: str, abilities: Abilities, reward: Rew
         (needs.any_rows and not abilities.any_rows, "any number of rows", "the model"),
         (
             needs.posterior_mean and abilities.meaning is not Meaning.POSTERIOR_MEAN,
-            "a denoiser that predicts the posterior mean",
+            "a denoiser that predicts the posterior mean (transition=Renoise() needs none)",
             f"the model (its x_0 is a {abilities.meaning.value})",
         ),
     ]

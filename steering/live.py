@@ -7,12 +7,15 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from steering.cost import Budget, Cost, Usage
 from steering.model import Model
 from steering.requests import Denoise, Render, Request, Rollout, Score
 from steering.reward import Item, Reward
 from steering.rollout import Carry, rollout
 from steering.search import Facts, Outcome, Problem, Search
+from steering.stepping import OnStep, check_going_on, ended_steps
 from steering.streams import Streams
 from steering.trace import Trace
 
@@ -89,6 +92,7 @@ class Live:
         model: for roll-outs by the pipeline's own scheduler.
         rewards: what is searched, by name; they prepare their features of the prompt.
         held_out: what judges the chosen rows, by name.
+        on_step: told of each step.
     """
 
     def __init__(
@@ -98,13 +102,15 @@ class Live:
         model: Model,
         rewards: Mapping[str, Reward],
         held_out: Mapping[str, Reward],
+        on_step: OnStep | None = None,
     ) -> None:
         self.job = job
         self.problem = problem
         self.features: dict[str, Any] = {}
         self.request: Request | Report | Carry | None = None
         self.result: JobResult | None = None
-        self._model = model
+        self._model, self._on_step = model, on_step
+        self._by_scheduler = False  # whether its own scheduler made the last step
         self._stack: list[Generator[Any, Any, Any]] = [self._whole(rewards, held_out)]
         self._media: list[Any] = []
         self._held_out: dict[str, list[float]] = {}
@@ -130,9 +136,13 @@ class Live:
                 request = action(top)
                 if not isinstance(request, Rollout):
                     self._check_budget(request)
+                    self._tell(request)
                     self.request = request
                     return
-                steps = rollout(request, self.problem, self._model, self.job.conditioning)
+                self._by_scheduler = request.solver == "scheduler"
+                steps = rollout(
+                    request, self.problem, self._model, self.job.conditioning, self._on_step
+                )
                 self._stack.append(steps)
                 action = _sender(None)
             except StopIteration as stop:
@@ -148,6 +158,32 @@ class Live:
                     self._end(None, error)
                     return
                 action = _thrower(error)
+
+    def _tell(self, request: Any) -> None:
+        """Tell of the steps that ended before this request.
+
+        Raises:
+            Interrupted: the user ends the run.
+            TypeError: the user changed states of a step of the search's own.
+        """
+        if self._on_step is None:
+            return
+        check_going_on(self._on_step)
+        if not isinstance(request, Denoise | Score):
+            return
+        if self._by_scheduler:  # the roll-out tells by itself
+            self._by_scheduler = isinstance(request, Denoise) and len(self._stack) > 1
+            return
+        for step, timestep, x in ended_steps(self.problem, request):
+            known = x.detach().clone()
+            after = self._on_step(step, timestep, x.detach())
+            check_going_on(self._on_step)
+            if not (torch.equal(after, known) and torch.equal(x.detach(), known)):
+                raise TypeError(
+                    f"callback_on_step_end changed the latents of step {step}, which "
+                    f"{type(self.job.search).__name__} makes by transitions of its own; only searches "
+                    "over noise follow such changes"
+                )
 
     def _check_budget(self, request: Any) -> None:
         """Raise where a counted limit would be passed: a bug of the search, not of the user."""

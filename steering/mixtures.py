@@ -252,10 +252,15 @@ class MixtureModel:
         return self.grid.steps
 
     def scheduler_run(
-        self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: Any,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> OdeRun:
         """The deterministic walk along the grid."""
-        return OdeRun(self.grid)
+        return OdeRun(TimeGrid(self.grid[start:]) if start else self.grid)
 
 
 def vp_path(first_beta: float = 1e-4, last_beta: float = 2e-2, steps: int = 1000) -> VPDiscrete:

@@ -135,12 +135,21 @@ class Model(Protocol):
         """Model calls that one trajectory of the pipeline's own scheduler makes."""
 
     def scheduler_run(
-        self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: Any,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> SchedulerRun:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids.
 
         ``seeds`` are one a row, for the noise of stochastic schedulers; draw 0 follows the user's own
-        generator where one was given.
+        generator where one was given, from the grid's start. ``start`` and ``stop`` are where in the
+        grid the rows are and how far they go (None: to the end); its calls are numbered from there.
+
+        Raises:
+            ValueError: the scheduler cannot be entered or left there.
         """
 
 

@@ -17,13 +17,16 @@ from torch import Tensor
 from steering.adapters import BlackBoxModel, Door, Entered, InvertedModel, enter
 from steering.adapters.cheap_decode import CheapDecode
 from steering.adapters.doors import check_door, key_of
+from steering.adapters.embeds import count, example_of, rows_of, take
+from steering.adapters.step_callback import DEEP, StepCallback, take_callback
 from steering.cost import Budget, Usage
 from steering.engine import Engine, Progress, check_search
 from steering.live import Job
 from steering.pilot import calibrate
 from steering.planning import Figures, describe, device_name, scheduler_facts
+from steering.prompts import items_of, per_prompt, texts_of
 from steering.report import SteeredRun, SteeringFailed
-from steering.reward import Item, Reward
+from steering.reward import Reward
 from steering.search import Facts, Search
 from steering.streams import copy_key, prompt_keys
 from steering.strength import Calibration, Strength, calibration_folders, pilot_prompts
@@ -93,7 +96,13 @@ class SteeredPipeline:
         self.on_progress, self.guesses, self.door = on_progress, guesses, door
         known = inspect.signature(Engine).parameters
         for option in engine:
-            if option not in known or option in ("model", "reward", "held_out", "on_progress"):
+            if option not in known or option in (
+                "model",
+                "reward",
+                "held_out",
+                "on_progress",
+                "on_step",
+            ):
                 near = difflib.get_close_matches(option, known, n=1)
                 raise TypeError(
                     f"SteeredPipeline has no option {option!r}"
@@ -104,7 +113,7 @@ class SteeredPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -119,7 +128,8 @@ class SteeredPipeline:
         """Steer.
 
         Args:
-            prompt: one text or several.
+            prompt: one text or several. Beside ``prompt_embeds``, whose rows then stand in their place
+                for the pipeline, they are what rewards read; rewards that read none need none.
             negative_prompt: one for all, or one a prompt.
             num_images_per_prompt: independent searches a prompt.
             generator: decides the first candidate's initial latents as in the pipeline; the rest
@@ -145,7 +155,9 @@ class SteeredPipeline:
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             latents=latents,
-            keys=None if ids is None else prompt_keys(check_prompts(prompt), ids),
+            keys=None
+            if ids is None
+            else prompt_keys(texts_of(prompt, call, (self.reward, *self.held_out.values())), ids),
             metadata=metadata,
             output_type=output_type,
             **call,
@@ -165,7 +177,7 @@ class SteeredPipeline:
 
     def prepare(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -180,21 +192,23 @@ class SteeredPipeline:
 
         Arguments and errors are those of a call; ``keys`` are :func:`prompt_keys` of the prompts.
         """
-        prompts = check_prompts(prompt)
+        prompts = texts_of(prompt, call, (self.reward, *self.held_out.values()))
         copies = num_images_per_prompt
         if copies < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
-        model = self.model(output_type=output_type, **call)
-        engine = self._engine(model)
+        callback, call = take_callback(self.pipe, call)
+        model = self._entered({"output_type": output_type, **call}, self._door_for(callback))
+        engine = self._engine(model, callback)
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        items = _items(prompts, metadata)
+        items = items_of(prompts, metadata)
         keys = prompt_keys(prompts) if keys is None else list(keys)
         handles = model.encode(
             prompts,
-            negative_prompts=_per_prompt(negative_prompt, len(prompts)),
+            negative_prompts=per_prompt(negative_prompt, len(prompts)),
             generator=generator,
             latents=latents,
             images_per_prompt=copies,
+            embeds=rows_of(take(call)[0], len(prompts)),
         )
         pilot, lam = Usage(), 0.0
         spread: float | None = None
@@ -231,12 +245,16 @@ class SteeredPipeline:
         return SteeredRun(engine, model, jobs, lam, pilot)
 
     def plan(
-        self, prompt: str | Sequence[str] = "", *, num_images_per_prompt: int = 1, **call: Any
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        num_images_per_prompt: int = 1,
+        **call: Any,
     ) -> dict[str, Any]:
         """What a call will cost, before anything is computed; the same as ``steer plan``.
 
         Args:
-            prompt: as in a call.
+            prompt: as in a call; None stands for one text.
             num_images_per_prompt: as in a call.
             **call: the pipeline's own keyword arguments.
 
@@ -248,14 +266,19 @@ class SteeredPipeline:
         Raises:
             BudgetTooSmall: one finished candidate does not fit the budget.
         """
-        prompts = check_prompts(prompt)
+        encoded = count(take(call)[0])
+        number = (
+            (encoded or 1)
+            if prompt is None
+            else len(texts_of(prompt, call, (self.reward, *self.held_out.values())))
+        )
         steps, calls = self._facts(call)
         one = self.sampler.plan(Facts(steps, calls, self.reward.calls_per_row, self.budget))
         source = str(getattr(self.pipe.config, "_name_or_path", "") or "unnamed")
         dtype = str(self.pipe.dtype).removeprefix("torch.")
         device = device_name(torch.device(self.pipe.device))
-        figures = Figures.load(Figures.path(source, call, dtype, self.reward.name, device))
-        return describe(one, len(prompts) * num_images_per_prompt, figures)
+        figures = Figures.load(Figures.path(source, take(call)[1], dtype, self.reward.name, device))
+        return describe(one, number * num_images_per_prompt, figures)
 
     def model(self, **call: Any) -> Entered:
         """The pipeline as a denoiser for these arguments; learned once and kept.
@@ -264,21 +287,44 @@ class SteeredPipeline:
         changed, and for other pictures among the arguments. Weights changed in place are not noticed:
         after loading a LoRA for a text encoder, call :meth:`reset`.
         """
-        call.setdefault("output_type", "pil")
-        key = key_of(self.pipe, call)
+        return self._entered(call, self.door)
+
+    def _entered(self, call: Mapping[str, Any], door: Door) -> Entered:
+        call, key = self._key(call, door)
         if key not in self._models:
-            entered = enter(self.pipe, call=call, door=self.door)
+            reason = None if door == self.door else DEEP
+            entered = enter(self.pipe, call=call, door=door, reason=reason)
             self._models[key] = entered.look_by(self.guesses)
             if len(self._models) > _KEPT:
                 self._models.pop(next(iter(self._models)))
         return self._models[key]
 
+    def _key(self, call: Mapping[str, Any], door: Door) -> tuple[dict[str, Any], str]:
+        """Arguments that a model is learned with, and what it is kept by."""
+        embedded, others = take(call)
+        learned = {"output_type": "pil", **others, **example_of(embedded)}
+        return learned, f"{door}:{key_of(self.pipe, learned)}"
+
+    def _door_for(self, callback: StepCallback | None) -> Door:
+        """The door, for a callback that wants more than latents the black box.
+
+        Raises:
+            TypeError: another door was asked for.
+        """
+        if callback is None or not callback.deep:
+            return self.door
+        if self.door not in ("auto", "black-box"):
+            raise TypeError(f"{DEEP}; leave door={self.door!r} out")
+        return "black-box"
+
     def _facts(self, call: Mapping[str, Any]) -> tuple[int, int]:
         """Transitions and scheduler calls: as a call was seen to make them, else by the scheduler."""
-        call = {"output_type": "pil", **call}
-        known = self._models.get(key_of(self.pipe, call))
-        if known is None and self.door == "black-box":
-            known = self.model(**call)
+        callback, call = take_callback(self.pipe, call)
+        door = self._door_for(callback)
+        call, key = self._key(call, door)
+        known = self._models.get(key)
+        if known is None and door == "black-box":
+            known = self._entered(call, door)
         if isinstance(known, BlackBoxModel | InvertedModel):
             return known.grid.steps, known.scheduler_calls()
         return scheduler_facts(self.pipe.scheduler, call, type(self.pipe))
@@ -289,7 +335,7 @@ class SteeredPipeline:
 
     def calibration(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         *,
         keys: Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
@@ -321,16 +367,18 @@ class SteeredPipeline:
         saved = Calibration.find(*self.calibration_key(negative_prompt, **call), folders)
         if saved is not None:
             return saved, Usage()
-        prompts = check_prompts(prompt)
+        prompts = texts_of(prompt, call, (self.reward, *self.held_out.values()))
+        embeds = rows_of(take(call)[0], len(prompts))
         keys = prompt_keys(prompts) if keys is None else keys
-        negatives = _per_prompt(negative_prompt, len(prompts))
+        negatives = per_prompt(negative_prompt, len(prompts))
         chosen = pilot_prompts(keys, count)
         handles = model.encode(
             [prompts[i] for i in chosen],
             negative_prompts=None if negatives is None else [negatives[i] for i in chosen],
+            embeds=None if embeds is None else [embeds[i] for i in chosen],
         )
         engine = self._engine(model)
-        items = _items(prompts, metadata)
+        items = items_of(prompts, metadata)
         some = [(items[i], keys[i], h) for i, h in zip(chosen, handles, strict=True)]
         seed = (self.seed or 0) if seed is None else seed
         measured = calibrate(engine, some, seed=seed, samples=samples)
@@ -347,50 +395,20 @@ class SteeredPipeline:
             name = f"{name}:not-{digest}"
         return name, getattr(self.reward, "key", self.reward.name)
 
-    def _engine(self, model: Entered) -> Engine:
+    def _engine(self, model: Entered, callback: StepCallback | None = None) -> Engine:
         check_search(self.sampler, model.abilities, self.reward)
         self.sampler.plan(
             Facts(model.grid.steps, model.scheduler_calls(), self.reward.calls_per_row, self.budget)
         )
+        if callback is not None:
+            callback.set_steps(model.scheduler_calls())
+            if isinstance(model, BlackBoxModel):
+                model = model.following(callback)
         return Engine(
             model,
             self.reward,
+            on_step=callback,
             held_out=self.held_out,
             on_progress=self.on_progress,
             **self.engine_options,
         )
-
-
-def check_prompts(prompt: str | Sequence[str]) -> list[str]:
-    """The prompts as a list.
-
-    Raises:
-        ValueError: no prompt.
-        TypeError: something is no text.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("no prompts: give at least one text")
-    for i, p in enumerate(prompts):
-        if not isinstance(p, str):
-            raise TypeError(f"prompt {i} must be a text, got {type(p).__name__}: {p!r}")
-    return prompts
-
-
-def _items(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> list[Item]:
-    if metadata is None:
-        return [Item(p) for p in prompts]
-    if len(metadata) != len(prompts):
-        raise ValueError(f"{len(metadata)} metadata for {len(prompts)} prompts; give one each")
-    return [Item(p, m) for p, m in zip(prompts, metadata, strict=True)]
-
-
-def _per_prompt(negative: str | Sequence[str] | None, count: int) -> list[str] | None:
-    if negative is None:
-        return None
-    texts = [negative] * count if isinstance(negative, str) else list(negative)
-    if len(texts) != count:
-        raise ValueError(
-            f"{len(texts)} negative prompts for {count} prompts; give one, or one each"
-        )
-    return texts

@@ -31,17 +31,18 @@ class Denoise:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """Rows carried to the end of the grid; answered by the states there, ``(n, *shape)``.
+    """Rows carried along the grid, to its end; answered by the states there, ``(n, *shape)``.
 
     Attributes:
         x_t: rows ``(n, *shape)``.
         start: index in the problem's grid at which the rows are.
-        solver: ``"scheduler"`` is a private copy of the pipeline's own scheduler (from the grid's
-            start only); a transition walks the problem's grid, or ``path``.
+        solver: ``"scheduler"`` is a private copy of the pipeline's own scheduler, a deterministic one
+            where it begins after the grid's start; a transition walks the problem's grid, or ``path``.
         draws: draw ids of the rows' noise; needed by stochastic solvers.
         path: times to walk instead of the grid's, the first being the rows' own.
         keep_graph: as in :class:`Denoise`, through every step.
         purpose: random purpose of the noise, for roll-outs beside a trajectory.
+        stop: index in the problem's grid at which to end; None is the end of it, or of ``path``.
     """
 
     x_t: Tensor
@@ -51,6 +52,7 @@ class Rollout:
     path: Sequence[Time] | None = None
     keep_graph: bool = False
     purpose: str = "transition"
+    stop: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from steering.moves import move
 from steering.prediction import Posterior
 from steering.requests import Denoise, Rollout
 from steering.search import Problem
+from steering.stepping import OnStep, check_going_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,11 @@ class Carry:
 
 
 def rollout(
-    request: Rollout, problem: Problem, model: Model, conditioning: Any
+    request: Rollout,
+    problem: Problem,
+    model: Model,
+    conditioning: Any,
+    on_step: OnStep | None = None,
 ) -> Generator[Denoise | Carry, Any, Tensor]:
     """Carry the request's rows to the end.
 
@@ -43,6 +48,7 @@ def rollout(
         problem: the search's problem, for grid and noise.
         model: makes private copies of the pipeline's scheduler.
         conditioning: the prompt's handle.
+        on_step: told of each step of the pipeline's own scheduler, whose states it may change.
 
     Yields:
         One Denoise a model call; or one Carry, where the model does not denoise.
@@ -51,16 +57,20 @@ def rollout(
         States at the end ``(n, *shape)``.
 
     Raises:
-        ValueError: the scheduler is asked to start anywhere but at the grid's start, or a stochastic
-            solver was given no draw ids.
+        ValueError: the scheduler cannot be entered or left where it is asked to, or a stochastic solver
+            was given no draw ids.
     """
     if request.solver == "scheduler" and not model.abilities.denoises:
         seeds = scheduler_seeds(request, problem)
+        if request.start or request.stop is not None:
+            raise ValueError(f"only whole trajectories can be had: {model.abilities.why}")
         return (yield Carry(request.x_t, request.draws, seeds))
     if request.solver == "scheduler":
-        return (yield from _by_scheduler(request, problem, model, conditioning))
+        return (yield from _by_scheduler(request, problem, model, conditioning, on_step))
     solver, rows = request.solver, len(request.x_t)
-    path = list(request.path) if request.path is not None else list(problem.grid[request.start :])
+    end = None if request.stop is None else request.stop + 1
+    grid = list(problem.grid[request.start : end])
+    path = grid if request.path is None else list(request.path)
     if solver.stochastic and len(request.draws) != rows:
         raise ValueError(
             f"a stochastic roll-out of {rows} rows needs {rows} draw ids, got {len(request.draws)}"
@@ -79,26 +89,31 @@ def scheduler_seeds(request: Rollout, problem: Problem) -> list[int]:
     """A seed for each row that the pipeline's own scheduler carries.
 
     Raises:
-        ValueError: it is asked to start anywhere but at the grid's start, or draw ids are missing.
+        ValueError: draw ids are missing.
     """
-    if request.start != 0:
-        raise ValueError(
-            f"the pipeline's own scheduler starts at the grid's start, not at index {request.start}; "
-            "use a transition as the solver"
-        )
     rows = len(request.x_t)
     if len(request.draws) != rows:
         raise ValueError(f"a roll-out of {rows} rows needs {rows} draw ids, got {request.draws}")
-    return [problem.streams.integer("scheduler", draw, 0) for draw in request.draws]
+    return [problem.streams.integer("scheduler", draw, request.start) for draw in request.draws]
 
 
 def _by_scheduler(
-    request: Rollout, problem: Problem, model: Model, conditioning: Any
+    request: Rollout,
+    problem: Problem,
+    model: Model,
+    conditioning: Any,
+    on_step: OnStep | None,
 ) -> Generator[Denoise, Posterior, Tensor]:
     x, seeds = request.x_t, scheduler_seeds(request, problem)
-    run = model.scheduler_run(conditioning, request.draws, seeds)
-    for index, t in enumerate(run.times):
+    if (request.start or request.stop is not None) and problem.grid != model.grid:
+        raise ValueError("the pipeline's own scheduler walks its own grid, not another path's")
+    run = model.scheduler_run(conditioning, request.draws, seeds, request.start, request.stop)
+    calls = None if request.stop is None else request.stop - request.start
+    for index, t in enumerate(run.times[:calls]):
         posterior = yield Denoise(x, t, request.keep_graph)
         with torch.set_grad_enabled(request.keep_graph):
             x = run.step(index, posterior, x)
+        if on_step is not None:
+            x = on_step(request.start + index, t.model_t, x)
+            check_going_on(on_step)
     return x

@@ -56,6 +56,10 @@ class Gaussian:
 class Transition(ABC):
     """How a state moves to a less noisy time; :func:`steering.moves.move` makes the step."""
 
+    reads_means: ClassVar[bool] = (
+        True  #: whether it is right for an x_0 that is a posterior mean alone
+    )
+
     @property
     @abstractmethod
     def stochastic(self) -> bool:
@@ -139,6 +143,7 @@ class Renoise(GaussianTransition):
     however many steps are taken: what the mean lacks of the data's spread is lost at every step.
     """
 
+    reads_means: ClassVar[bool] = False
     stochastic: ClassVar[bool] = True
     inner_calls: ClassVar[int] = 0
 

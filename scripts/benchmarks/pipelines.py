@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.common import Results
 from steering.adapters import BlackBoxModel, Refusal, enter
-from steering.adapters.asking import ask, counted_by
+from steering.adapters.asking import Pair, ask, counted_by
 from steering.adapters.capture import arguments
 from steering.adapters.decode import media_of, tensor_of
 from steering.adapters.own_call import own_call
@@ -67,7 +67,8 @@ def measure(case: Case, door: str = "auto") -> dict[str, Any]:
         return row | {"door": None, "reason": str(error)}
     row |= {"door": model.door, "reason": model.reason, "steps": model.scheduler_calls()}
     if isinstance(model, BlackBoxModel):
-        return row
+        unseen = {"max_diff": None, "per_row_time": False, "mixed_prompts": None}
+        return row | unseen | {"decode_diff": _carried(pipe, model, call, case)}
     one = counted_by(pipe) in ("prompt", "class_labels")
     fused = model.door == "replay"
     with torch.no_grad():
@@ -92,7 +93,7 @@ def _own(pipe: Any, call: dict[str, Any], prompt: str, seed: int = 7, most: int 
         call,
         generator=torch.Generator().manual_seed(seed),
         return_dict=True,
-        **ask(pipe, [(prompt, None)]),
+        **ask(pipe, [Pair(prompt)]),
     )
     return own_call(pipe, kwargs, most=most)
 
@@ -116,6 +117,15 @@ def _trajectory(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict
     media = model.merge_output(model.render(x, [handle]))
     own, found = (tensor_of(media_of(made)[1]).float() for made in (output, media))
     return {"max_diff": worst, "max_abs_diff": absolute, "decode_diff": _apart(found, own)}
+
+
+def _carried(pipe: Any, model: BlackBoxModel, call: dict[str, Any], case: Case) -> float:
+    """Largest difference of the media of a whole call, in [0, 1]; its states are not seen."""
+    _, output = _own(pipe, call, case.prompts[0], most=None)
+    (handle,) = model.encode([case.prompts[0]], generator=torch.Generator().manual_seed(7))
+    assert handle.initial is not None
+    found = model.carry(handle.initial, [handle], [0], [0]).x_0
+    return _apart(found, tensor_of(media_of(output)[1]))
 
 
 def _mixed(model: Any, prompts: tuple[str, str]) -> float:

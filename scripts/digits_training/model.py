@@ -146,10 +146,15 @@ class DigitsModel:
         return self.grid.steps
 
     def scheduler_run(
-        self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: Any,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> OdeRun:
         """The deterministic walk along the grid."""
-        return OdeRun(self.grid)
+        return OdeRun(TimeGrid(self.grid[start:]) if start else self.grid)
 
     def _network(self, x_t: Tensor, told: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x_t.to(self.dtype), told, class_labels=labels).sample.float()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tiny_pipelines import kandinsky, stable_diffusion, transformers_2d, videos
+from tiny_pipelines import guided, kandinsky, stable_diffusion, transformers_2d, videos
 from tiny_pipelines.parts import MASK, OTHER, PICTURE
 
 _SMALL = {"height": 16, "width": 16}
@@ -97,6 +97,8 @@ CASES: dict[str, Case] = {
     "ZImage": Case(transformers_2d.z_image, {"height": 32, "width": 32}),
     "Kandinsky": _embedded(),
     "KandinskyV22": _embedded_2_2(),
+    "HunyuanImage, classifier-free guider": Case(guided.hunyuan_image_plain, _SMALL),
+    "HunyuanImage, guider with momentum": Case(guided.hunyuan_image, _SMALL),
     "DDPM": Case(stable_diffusion.ddpm),
     "DDIM": Case(stable_diffusion.ddim),
     "Wan": _video(videos.wan, num_frames=9, max_sequence_length=16),
@@ -112,6 +114,7 @@ CASES: dict[str, Case] = {
         max_sequence_length=16,
         prompt_template={"template": "{}", "crop_start": 0},
     ),
+    "HunyuanVideo15, classifier-free guider": _video(guided.hunyuan_video, num_frames=5),
     "Mochi": _video(videos.mochi, num_frames=7, max_sequence_length=16),
     "Latte": _video(videos.latte, video_length=2, clean_caption=False),
     "AnimateDiff": _video(stable_diffusion.animate_diff, num_frames=3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters.asking import Pair, probes
+from steering.adapters.asking import Pair, pairs_of, probes
 from steering.adapters.capture import quiet_generator
 from steering.adapters.checks import (
     Refusal,
@@ -20,6 +21,7 @@ from steering.adapters.checks import (
     signature_of,
     tolerance,
 )
+from steering.adapters.embeds import Embeds
 from steering.adapters.naming import model_name
 from steering.adapters.pictures import output_of, pictures_of
 from steering.adapters.rendering import Renderer
@@ -29,6 +31,7 @@ from steering.adapters.start import (
     generator_after,
     learn_start,
 )
+from steering.adapters.step_callback import StepCallback
 from steering.adapters.watch import Watch, Watched
 from steering.model import Abilities, Carried, Stage
 from steering.prediction import Posterior
@@ -45,15 +48,13 @@ class BlackBoxHandle:
     """One prompt, as the pipeline's call takes it.
 
     Attributes:
-        prompt: the text.
-        negative: its negative prompt, or None.
+        pair: its prompt and negative prompt.
         signature: equal for rows that may share a call.
         initial: noise ``(1, *shape)`` that the pipeline would start from, or None.
         noise_state: the user's generator as it goes on from there, where it serves this row alone.
     """
 
-    prompt: str
-    negative: str | None
+    pair: Pair
     signature: Hashable
     initial: Tensor | None = None
     noise_state: tuple[torch.device, Tensor] | None = None
@@ -96,12 +97,12 @@ class BlackBoxModel:
         self._kept = self._countable()
         self._together = self._check()
         self._renderer = Renderer(self._output)
+        self._within: dict[str, Any] = {}
 
     def _pair(self, index: int) -> Pair:
         negative = self._negative
-        return probes(self.pipe, _PROBES)[index], negative if negative is None or isinstance(
-            negative, str
-        ) else "a"
+        negative = negative if negative is None or isinstance(negative, str) else "a"
+        return probes(self.pipe, self._call, _PROBES, [negative] * len(_PROBES))[index]
 
     def _countable(self) -> dict[str, Any]:
         """Count the call's steps, and find an output type that it can make."""
@@ -199,6 +200,12 @@ class BlackBoxModel:
             why=why or "it is entered as a black box (latents=)",
         )
 
+    def following(self, callback: StepCallback) -> BlackBoxModel:
+        """This model, whose calls of the pipeline run the user's callback."""
+        found = copy.copy(self)
+        found._within = callback.within()
+        return found
+
     def look_by(self, policy: Any) -> BlackBoxModel:
         """There are no guesses part-way to decode by a policy. Returns itself."""
         return self
@@ -211,7 +218,14 @@ class BlackBoxModel:
         """Refused."""
         raise Refusal(f"rows cannot be denoised one by one: {self.abilities.why}")
 
-    def scheduler_run(self, conditioning: Any, draws: Sequence[int], seeds: Sequence[int]) -> Any:
+    def scheduler_run(
+        self,
+        conditioning: Any,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Any:
         """Refused: the scheduler runs inside :meth:`carry`."""
         raise Refusal(f"the scheduler cannot be run step by step: {self.abilities.why}")
 
@@ -227,6 +241,7 @@ class BlackBoxModel:
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         images_per_prompt: int = 1,
+        embeds: Sequence[Embeds] | None = None,
     ) -> list[BlackBoxHandle]:
         """Handles of prompts; arguments and order are those of :meth:`PipelineModel.encode`.
 
@@ -238,7 +253,7 @@ class BlackBoxModel:
         texts, negatives = check_prompts(prompts, given, images_per_prompt)
         if given is not None and "negative_prompt" not in signature_of(self.pipe):
             raise TypeError(f"{type(self.pipe).__name__} takes no negative prompts")
-        pairs = list(zip(texts, negatives, strict=True))
+        pairs = pairs_of(self._call, texts, negatives, embeds)
         rows = [pair for pair in pairs for _ in range(images_per_prompt)]
         generators = generator if isinstance(generator, list) else [generator] if generator else []
         if len(generators) > 1 and len(generators) != len(rows):
@@ -247,8 +262,8 @@ class BlackBoxModel:
         alone = len(generators) == len(rows)  # one shared generator serves all rows at once
         return [
             BlackBoxHandle(
-                *pair,
-                signature=(id(self), pair[1] is None),
+                pair,
+                signature=(id(self), pair.negative is None),
                 initial=None if initial is None else initial[i : i + 1],
                 noise_state=(generators[i].device, states[i]) if alone else None,
             )
@@ -297,12 +312,12 @@ class BlackBoxModel:
         latents = x_t.to(self.device, self.dtype)
         rows = zip(conditioning, draws, seeds, strict=True)
         generators = [_generator(handle, draw, seed) for handle, draw, seed in rows]
-        pairs = [(handle.prompt, handle.negative) for handle in conditioning]
+        pairs = [handle.pair for handle in conditioning]
         parts = [slice(None)] if self._together else [slice(i, i + 1) for i in range(len(pairs))]
         pictures, calls = [], 0
         for part in parts:
             kwargs = self._caller.arguments(
-                pairs[part], generators[part], latents[part], **self._kept
+                pairs[part], generators[part], latents[part], **self._kept, **self._within
             )
             found = Watch(self.pipe).run(kwargs)
             self._passes = _passes(found, len(pairs[part]))

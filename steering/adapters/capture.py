@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor, nn
 
 from steering.adapters.checks import Refusal, signature_of
+from steering.adapters.embeds import is_embedding
 from steering.adapters.leaves import Arguments, flatten, same, snapshot
 from steering.adapters.processors import processors_of, put_back
 from steering.adapters.stand import Stand, first_output, patch, resized
@@ -61,7 +63,8 @@ def private_copy(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterato
 def twin_of(pipe: Any, scheduler: Any, parts: Mapping[str, Any]) -> Iterator[Any]:
     """A shallow copy with some parts replaced, and nothing else kept apart."""
     twin = copy.copy(pipe)
-    twin.__dict__.update(parts)
+    guiders = {n: copy.deepcopy(p) for n, p in pipe.__dict__.items() if isinstance(p, BaseGuidance)}
+    twin.__dict__.update({**guiders, **parts})  # guiders count steps, and some remember them
     twin.__dict__.update(
         scheduler=scheduler,
         maybe_free_model_hooks=lambda: None,  # it would move hooks on stand-ins
@@ -77,6 +80,9 @@ def arguments(pipe: Any, call: Mapping[str, Any], **own: Any) -> dict[str, Any]:
     """Keyword arguments of one call: shared ones, then own ones; lists copied, None left out."""
     known = signature_of(pipe)
     merged = {**call, **{k: v for k, v in own.items() if v is not None and k in known}}
+    encoded = any(is_embedding(name) and name.startswith("negative") for name in merged)
+    if encoded and known.get("negative_prompt") is not None:
+        merged["negative_prompt"] = None  # a default text, which would contradict the encoded one
     return {k: list(v) if isinstance(v, list) else v for k, v in merged.items()}
 
 

@@ -19,16 +19,12 @@ _RESERVED = {
     "latents": "give them to encode()",
     "num_images_per_prompt": "give images_per_prompt to encode()",
     "num_videos_per_prompt": "give images_per_prompt to encode()",
+    "prompt_cu_seqlens": "encoded prompts that are not laid row by row cannot be told apart; give texts",
+    "negative_prompt_cu_seqlens": "as prompt_cu_seqlens; give texts",
     "return_dict": "the pipeline's own output type is built by merge_output()",
-    "callback": "the search walks the steps itself; follow it by SteeredPipeline(on_progress=...)",
-    "callback_on_step_end": (
-        "the search walks the steps itself; follow it by SteeredPipeline(on_progress=...)"
-    ),
+    "callback": "give callback_on_step_end= to the call of a SteeredPipeline, or on_progress=",
+    "callback_on_step_end": "give it to the call of a SteeredPipeline",
 }
-_EMBEDDED = (
-    "prompts are encoded by the pipeline itself and rewards read them; give prompt and "
-    "negative_prompt as texts (textual inversion and a LoRA of the text encoder work through texts)"
-)
 
 
 class Refusal(ValueError):
@@ -65,8 +61,6 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     for name, value in call.items():
         if name in _RESERVED and value is not None:
             raise TypeError(f"argument {name!r} cannot be shared by all prompts: {_RESERVED[name]}")
-        if "prompt_embeds" in name and name in known and value is not None:
-            raise TypeError(f"argument {name!r} cannot be taken: {_EMBEDDED}")
         if name not in known:
             near = difflib.get_close_matches(name, [*known], n=1, cutoff=0.0)
             raise TypeError(

@@ -36,7 +36,8 @@ class Tail:
         self._pipe = pipe
         self._call = call
         self._plan = plan
-        self._prompt = probes(pipe, [_PROMPT])[0]
+        self.alone = False
+        (self._asked,) = probes(pipe, call, [_PROMPT])
         self._memo: dict[int, list[Any]] = {}
         #: further arguments of the pipeline's own unpacking of latents, once it was seen
         self.unpacking: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -69,7 +70,7 @@ class Tail:
             generator=quiet_generator(),
             output_type=output_type,
             return_dict=True,
-            **ask(self._pipe, [(self._prompt, None)] * len(states)),
+            **ask(self._pipe, [self._asked] * len(states)),
         )
         with private_copy(self._pipe, scheduler, self._parts(len(states), checked)) as twin:
             output = twin(**kwargs)
@@ -186,10 +187,37 @@ class DecodingTail(Protocol):
 
 def by_tail(tail: DecodingTail, x_0: Tensor) -> Tensor:
     """Media ``(n, 3, H, W)``, or ``(n, frames, 3, H, W)``, of finished states, unchecked, float32."""
-    media = media_of(tail(x_0, output_type="pt", checked=False))[1]
-    if len(media) != len(x_0) > 1:  # some tails drop rows silently
+    output = together(lambda x: tail(x, output_type="pt", checked=False), x_0, tail)
+    if output is None:
         return torch.cat([by_tail(tail, row) for row in x_0.split(1)])
-    return tensor_of(media).to(x_0.device, torch.float32)
+    return tensor_of(media_of(output)[1]).to(x_0.device, torch.float32)
+
+
+def together(decode: Callable[[Tensor], Any], x_0: Tensor, tail: Any) -> Any:
+    """The pipeline's output for several states; None where it makes them one by one alone.
+
+    Some tails drop rows silently, and some autoencoders fail with more than one.
+
+    Args:
+        decode: states to the pipeline's own output.
+        x_0: finished states ``(n, *shape)``.
+        tail: remembers as ``alone`` whether it fails with several.
+    """
+    several = len(x_0) > 1
+    if several and getattr(tail, "alone", False):
+        return None
+    try:
+        output = decode(x_0)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        if not several:
+            raise
+        decode(x_0[:1])  # what is wrong with one row, too, is raised
+        if hasattr(tail, "alone"):
+            tail.alone = True
+        return None
+    return None if several and len(media_of(output)[1]) != len(x_0) else output
 
 
 class Decoder:

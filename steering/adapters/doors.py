@@ -9,6 +9,7 @@ import torch
 
 from steering.adapters.black_box import BlackBoxModel
 from steering.adapters.checks import Refusal, check_call, check_pipeline, exact_float32
+from steering.adapters.embeds import form_of, is_embedding
 from steering.adapters.fingerprint import fingerprint
 from steering.adapters.inverted_model import InvertedModel
 from steering.adapters.pipeline import PipelineModel
@@ -30,7 +31,13 @@ def check_door(door: str) -> None:
 
 
 @exact_float32()
-def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "auto") -> Entered:
+def enter(
+    pipe: Any,
+    *,
+    call: Mapping[str, Any] | None = None,
+    door: Door = "auto",
+    reason: str | None = None,
+) -> Entered:
     """Make a model out of an unmodified pipeline; its checks compute without TensorFloat-32.
 
     Args:
@@ -41,6 +48,7 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
             prompt and time; ``"black-box"`` calls it whole, for searches over noise; ``"auto"`` takes
             the first of these that is open. The model says which it is, and why, as ``model.door``
             and ``model.reason``.
+        reason: why that door was asked for, for messages.
 
     Raises:
         Refusal: no door that was asked for is open; the message says why.
@@ -52,7 +60,7 @@ def enter(pipe: Any, *, call: Mapping[str, Any] | None = None, door: Door = "aut
     if door == "replay":
         return PipelineModel(pipe, call)
     if door != "auto":
-        return _OTHERS[door](pipe, call, f"door={door!r} was asked for")
+        return _OTHERS[door](pipe, call, reason or f"door={door!r} was asked for")
     check_pipeline(pipe)
     check_call(pipe, call)
     try:
@@ -94,8 +102,12 @@ _OTHERS: dict[str, type[InvertedModel] | type[BlackBoxModel]] = {
 
 
 def key_of(pipe: Any, call: Mapping[str, Any]) -> str:
-    """What a model is learned for: the pipeline's parts as they stand, and the arguments."""
+    """What a model is learned for: the pipeline's parts as they stand, and the arguments.
+
+    Of encoded prompts the form counts alone.
+    """
     parts = [(name, id(part)) for name, part in getattr(pipe, "components", {}).items()]
     where = getattr(pipe, "device", None), getattr(pipe, "dtype", None)
     scheduler = getattr(getattr(pipe, "scheduler", None), "config", None)
-    return fingerprint((sorted(call.items()), parts, where, scheduler))
+    told = {k: form_of(v) if is_embedding(k) and v is not None else v for k, v in call.items()}
+    return fingerprint((sorted(told.items()), parts, where, scheduler))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters.asking import ask
+from steering.adapters.asking import ask, pairs_of
 from steering.adapters.capture import quiet_generator
 from steering.adapters.cheap_decode import CheapDecode, Decode
 from steering.adapters.checks import (
@@ -19,6 +19,7 @@ from steering.adapters.checks import (
     signature_of,
 )
 from steering.adapters.decode import Decoder, by_tail
+from steering.adapters.embeds import Embeds
 from steering.adapters.levels import Levels
 from steering.adapters.loop_facts import learn_loop
 from steering.adapters.loop_prompts import LoopHandle, started
@@ -28,7 +29,7 @@ from steering.adapters.loop_tail import LoopTail
 from steering.adapters.loop_turns import LoopTurns
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
-from steering.adapters.scheduling import PipelineSchedule
+from steering.adapters.scheduling import PipelineSchedule, run_of
 from steering.model import CONSISTENCY, Abilities, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import call_times, grid_of, prediction_of
@@ -194,6 +195,7 @@ class InvertedModel:
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         images_per_prompt: int = 1,
+        embeds: Sequence[Embeds] | None = None,
     ) -> list[LoopHandle]:
         """Handles of prompts; arguments and order are those of :meth:`PipelineModel.encode`.
 
@@ -205,7 +207,7 @@ class InvertedModel:
         texts, negatives = check_prompts(prompts, given, images_per_prompt)
         if given is not None and "negative_prompt" not in signature_of(self.pipe):
             raise TypeError(f"{type(self.pipe).__name__} takes no negative prompts")
-        pairs = list(zip(texts, negatives, strict=True))
+        pairs = pairs_of(self._call, texts, negatives, embeds)
         ask(self.pipe, pairs)  # names what is no class, before any work
         rows = [pair for pair in pairs for _ in range(images_per_prompt)]
         if generator is None and latents is None:
@@ -285,16 +287,26 @@ class InvertedModel:
         return len(self._facts.visited)
 
     def scheduler_run(
-        self, conditioning: LoopHandle, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: LoopHandle,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
         facts = self._facts
-        return PipelineSchedule(
-            facts.scheduler,
-            facts.extra,
-            conditioning,
-            draws,
-            seeds,
-            skipped=facts.skipped,
-            restated=facts.changes,
-        )
+
+        def make(first: int) -> PipelineSchedule:
+            return PipelineSchedule(
+                facts.scheduler,
+                facts.extra,
+                conditioning,
+                draws,
+                seeds,
+                skipped=facts.skipped,
+                restated=facts.changes,
+                first=first,
+            )
+
+        return run_of(make, self._grid, start, stop)

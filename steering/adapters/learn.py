@@ -55,7 +55,7 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     """
     for name, network in networks_of(pipe).items():
         check_network(name, network)
-    pairs = _pairs(pipe, negative)
+    pairs = _pairs(pipe, call, negative)
     recording = Recorder(pipe).run(_asked(pipe, call, pairs[:_ROWS]))
     times = _times_of(recording)
     windows = _windows(recording)
@@ -88,11 +88,10 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
     return plan
 
 
-def _pairs(pipe: Any, negative: bool) -> list[Pair]:
+def _pairs(pipe: Any, call: Mapping[str, Any], negative: bool) -> list[Pair]:
     """Prompts to probe with; the first two are a call of their own."""
-    prompts = probes(pipe, _PROBES)
-    negatives = [prompts[i] if negative else None for i in (1, 0, 3, 2)]
-    return list(zip(prompts, negatives, strict=True))
+    negatives = [_PROBES[i] if negative else None for i in (1, 0, 3, 2)]
+    return probes(pipe, call, _PROBES, negatives)
 
 
 def _asked(pipe: Any, call: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def learn_loop(calls: LoopCalls, call: Mapping[str, Any], negative: str | None) 
     pipe = calls.pipe
     for name, network in networks_of(pipe).items():
         check_network(name, network)
-    asked = Asked((probes(pipe, [_PROMPT])[0], negative))
+    asked = Asked(probes(pipe, call, [_PROMPT], [negative])[0])
     kwargs = arguments(
         pipe, call, generator=asked.generator(), return_dict=True, **ask(pipe, [asked.pair])
     )
@@ -112,6 +112,10 @@ def learn_loop(calls: LoopCalls, call: Mapping[str, Any], negative: str | None) 
     calls.tally.setup += min(len(steps), 2) - 1
     order = _Order(calls, asked, steps, visited)
     order.check()
+    if order.wrong:
+        whole, _ = own_call(pipe, {**kwargs, "generator": asked.generator()})
+        calls.tally.setup += len(whole)
+        order.check_in_sequence(whole)
     return LoopFacts(
         asked=asked,
         steps=steps,
@@ -192,11 +196,7 @@ class _Order:
         self.gradients = False
 
     def check(self) -> None:
-        """Try turns over the whole loop.
-
-        Raises:
-            Refusal: a step depends on the states before it.
-        """
+        """Try turns over the whole loop."""
         steps, last = self._steps, len(self._visited) - 1
         wrong = (
             ""
@@ -208,13 +208,25 @@ class _Order:
                 if 2 <= turn <= last and not wrong:
                     wrong = self._tried(turn, 1, steps[0].returned)
         self.wrong = wrong
-        index = len(steps) - 1
-        own = self._tried(index, index, steps[index - 1].returned) if wrong and index else ""
-        if own:
-            raise Refusal(
-                "a step of this pipeline's loop depends on the steps before it, so it is no function "
-                f"of a state and a time ({own})"
-            )
+
+    def check_in_sequence(self, whole: list[OwnStep]) -> None:
+        """Try turns at their own times, where they give the same at no others.
+
+        Args:
+            whole: all steps of the pipeline's own call; what they remember of each other (momentum of
+                guidance, say) may act late.
+
+        Raises:
+            Refusal: a step depends on the states before it.
+        """
+        self._steps, last = whole, len(whole) - 1
+        for index in sorted({min(_STEPS, last), last // 2, last} - {0}):
+            own = self._tried(index, index, whole[index - 1].returned)
+            if own:
+                raise Refusal(
+                    "a step of this pipeline's loop depends on the steps before it, so it is no "
+                    f"function of a state and a time ({own})"
+                )
 
     def _tried(self, turn: int, index: int, state: Tensor) -> str:
         """What is wrong with step ``index`` in the given turn, the turns before it left dry."""

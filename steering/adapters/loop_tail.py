@@ -23,6 +23,7 @@ class LoopTail:
 
     def __init__(self, calls: LoopCalls, facts: LoopFacts, asked: Asked) -> None:
         self._calls, self._facts, self._asked = calls, facts, asked
+        self.alone = False
 
     @property
     def unpacking(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steering.adapters.checks import signature_of
+from steering.adapters.embeds import is_embedding
 from steering.planning import source_name
 
 
@@ -26,7 +27,7 @@ def model_name(pipe: Any, call: Mapping[str, Any], calls: int, shape: tuple[int,
     told = {
         k: v if isinstance(v, int | float | str | list | tuple) else type(v).__name__
         for k, v in sorted(call.items())
-        if k != "output_type" and v is not None and v != defaults[k]
+        if k != "output_type" and v is not None and not is_embedding(k) and v != defaults[k]
     }
     parts = [
         type(pipe).__name__,

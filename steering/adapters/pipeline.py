@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.adapters.asking import Pair
+from steering.adapters.asking import Pair, pairs_of
 from steering.adapters.cheap_decode import CheapDecode, Decode
 from steering.adapters.checks import (
     Refusal,
@@ -19,12 +19,13 @@ from steering.adapters.checks import (
 )
 from steering.adapters.conditioning import Encoder, Handle
 from steering.adapters.decode import Decoder, Tail
+from steering.adapters.embeds import Embeds
 from steering.adapters.learn import learn
 from steering.adapters.levels import Levels
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
-from steering.adapters.scheduling import PipelineSchedule
+from steering.adapters.scheduling import PipelineSchedule, run_of
 from steering.model import CONSISTENCY, Abilities, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import grid_of, prediction_of
@@ -170,6 +171,7 @@ class PipelineModel:
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         images_per_prompt: int = 1,
+        embeds: Sequence[Embeds] | None = None,
     ) -> list[Handle]:
         """Encode prompts by the pipeline's own call, stopped before its denoiser works.
 
@@ -180,6 +182,8 @@ class PipelineModel:
                 would start from. A list holds one a prompt and image.
             latents: the pipeline's argument, ``(prompts x images, ...)``.
             images_per_prompt: handles a prompt.
+            embeds: the prompts' encodings, where the arguments that the pipeline was learned with
+                have an encoded prompt; the texts are then names alone.
 
         Returns:
             One handle for each prompt and image, the images of a prompt side by side.
@@ -190,7 +194,7 @@ class PipelineModel:
         """
         negative = self._negative if negative_prompts is None else negative_prompts
         texts, negatives = check_prompts(prompts, negative, images_per_prompt)
-        pairs = list(zip(texts, negatives, strict=True))
+        pairs = pairs_of(self._call, texts, negatives, embeds)
         try:
             return self._handles(pairs, generator, latents, images_per_prompt)
         except Refusal:  # negative prompts may bring a pass of their own (Flux)
@@ -271,8 +275,19 @@ class PipelineModel:
         return len(self._plan.scheduler.timesteps)
 
     def scheduler_run(
-        self, conditioning: Handle, draws: Sequence[int], seeds: Sequence[int]
+        self,
+        conditioning: Handle,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> PipelineSchedule:
         """A fresh private copy of the pipeline's scheduler for rows with these draw ids and seeds."""
         plan = conditioning.plan
-        return PipelineSchedule(plan.scheduler, plan.extra, conditioning, draws, seeds)
+
+        def make(first: int) -> PipelineSchedule:
+            return PipelineSchedule(
+                plan.scheduler, plan.extra, conditioning, draws, seeds, first=first
+            )
+
+        return run_of(make, self._grid, start, stop)

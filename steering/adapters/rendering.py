@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steering.adapters.decode import media_of
+from steering.adapters.decode import media_of, together
 
 
 class Renderer:
@@ -33,12 +33,13 @@ class Renderer:
         Raises:
             RuntimeError: the tail does not make one entry of one row.
         """
-        output = (tail or self._tail)(x_0)
-        media = list(media_of(output)[1])
-        if len(media) != len(x_0):  # some tails drop rows silently
-            if len(x_0) == 1:
-                raise RuntimeError(f"{type(output).__name__} holds {len(media)} media of one row")
+        tail = tail or self._tail
+        output = together(tail, x_0, tail)
+        if output is None:
             return [self(row, tail)[0] for row in x_0.split(1)]
+        media = list(media_of(output)[1])
+        if len(media) != len(x_0):
+            raise RuntimeError(f"{type(output).__name__} holds {len(media)} media of one row")
         self._output_type = type(output)
         for index, entry in enumerate(media):
             self._remember(entry, output, index, len(media))

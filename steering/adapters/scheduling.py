@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from steering.adapters.checks import Refusal
+from steering.adapters.part_way import why_not
 from steering.prediction import Posterior, output_of
 from steering.schedulers import call_times, prediction_of, training_interpolant
 from steering.streams import seeded_generator
-from steering.times import Time
+from steering.times import Time, TimeGrid
 
 
 class Drawn(Protocol):
@@ -36,6 +38,7 @@ class PipelineSchedule:
         skipped: how many of its listed times the pipeline leaves out at the start.
         restated: whether to step from the state that a posterior speaks of, since the pipeline changes
             states between its steps.
+        first: model call to begin with, its history empty.
     """
 
     def __init__(
@@ -48,16 +51,25 @@ class PipelineSchedule:
         *,
         skipped: int = 0,
         restated: bool = False,
+        first: int = 0,
     ) -> None:
         self._scheduler = copy.deepcopy(scheduler)
-        self._timesteps = self._scheduler.timesteps[skipped:]
+        self._timesteps = self._scheduler.timesteps[skipped + first :]
+        if first:
+            _begin_at(self._scheduler, skipped + first)
         self._kind = prediction_of(scheduler)
         self._training = training_interpolant(scheduler)
         self._options = dict(extra)
         self._handle, self._restated = handle, restated
         self._draws, self._seeds = list(draws), list(seeds)
-        self._times = call_times(scheduler)[skipped:]
+        self._times = call_times(scheduler)[skipped + first :]
+        self._own = first == 0  # a generator of the user's serves the steps from the start
         self._done = 0
+
+    @property
+    def scheduler(self) -> Any:
+        """The private copy."""
+        return self._scheduler
 
     @property
     def times(self) -> Sequence[Time]:
@@ -74,7 +86,10 @@ class PipelineSchedule:
             raise ValueError(f"model call {self._done} comes next, got {index}")
         if self._done == 0 and "generator" in inspect.signature(self._scheduler.step).parameters:
             rows = zip(self._draws, self._seeds, strict=True)
-            self._options["generator"] = [_generator(self._handle, d, s) for d, s in rows]
+            self._options["generator"] = [
+                _generator(self._handle, d, s) if self._own else seeded_generator(s)
+                for d, s in rows
+            ]
         self._done += 1
         time = self._times[index]
         scale = self._training.scale_from(time)
@@ -86,6 +101,44 @@ class PipelineSchedule:
             output, self._timesteps[index], x_t, **self._options, return_dict=False
         )
         return torch.as_tensor(after[0]).to(x_t.dtype)
+
+
+def _begin_at(scheduler: Any, call: int) -> None:
+    """Set the place in the list of times of those schedulers that count their steps."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(call)
+    if hasattr(scheduler, "_step_index"):
+        scheduler._step_index = None
+
+
+def run_of(
+    make: Callable[[int], PipelineSchedule], grid: TimeGrid, start: int, stop: int | None
+) -> PipelineSchedule:
+    """A scheduler's steps between two places of its grid.
+
+    Args:
+        make: fresh steps from a model call on.
+        grid: its levels.
+        start: index in the grid.
+        stop: likewise; None is the end.
+
+    Raises:
+        Refusal: the scheduler cannot be entered or left there; the message names it.
+    """
+    run = make(start)
+    if not start and (stop is None or stop == grid.steps):
+        return run
+    name = type(run.scheduler).__name__
+    if len(make(0).times) != grid.steps:
+        raise Refusal(
+            f"{name} calls its network {len(make(0).times)} times in {grid.steps} steps, so it can be "
+            "run from start to end alone; use a transition of ours"
+        )
+    if start:
+        why = why_not(make(start), grid, start)
+        if why:
+            raise Refusal(f"{name} cannot begin part-way, at step {start}: {why}")
+    return run
 
 
 def _generator(handle: Drawn, draw: int, seed: int) -> torch.Generator:

@@ -11,8 +11,9 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from steering.adapters import Refusal
-from steering.command.options import PipelineOptions, UsageError, names, nearest, resolve_names
+from steering.command.options import PipelineOptions, names, nearest, resolve_names
+from steering.live import SearchFailed
+from steering.report import SteeringFailed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         action = actions.get(argv[0] if argv else "", generate)
         print(f"steer: {explain(str(error), action)}", file=sys.stderr)
         return 2
-    except (UsageError, Refusal, FileNotFoundError, ValueError, TypeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+    ) as error:  # refusals, missing files, weights
         print(f"steer: {error}", file=sys.stderr)
         return 2
+    except (SearchFailed, SteeringFailed) as error:  # its own message names the prompt
+        print(f"steer: {error}", file=sys.stderr)
+        return 1
 
 
 def list_configs() -> int:

@@ -43,7 +43,12 @@ WANTED = [
     "Mochi",
     "Latte",
     "AnimateDiff",
+    "HunyuanImage, classifier-free guider",
+    "HunyuanImage, guider with momentum",
+    "HunyuanVideo15, classifier-free guider",
 ]
+#: Each of their steps remembers those before it, so that only whole calls are left.
+WHOLE = ("HunyuanImage, guider with momentum",)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,12 @@ def pipelines():
     torch.set_num_threads(threads)
 
 
-def check(row):
+def check(row, name):
+    if name in WHOLE:
+        assert row["door"] == "black-box"
+        assert "depends on the steps before it" in row["reason"]
+        assert row["decode_diff"] < 1e-4
+        return
     assert row["door"] in ("replay", "inverted"), row["reason"]
     assert row["max_diff"] < 1e-4
     assert row["decode_diff"] < 1e-4
@@ -65,14 +75,14 @@ def check(row):
 
 @pytest.mark.parametrize("name", SOME)
 def test_whole_trajectories_are_the_pipelines_own(pipelines, name):
-    check(pipelines.measure(pipelines.CASES[name]))
+    check(pipelines.measure(pipelines.CASES[name]), name)
 
 
 @pytest.mark.slow
 def test_all_of_them(pipelines):
     for name, case in pipelines.CASES.items():
         if name not in SOME:
-            check(pipelines.measure(case))
+            check(pipelines.measure(case), name)
 
 
 def test_a_refusal_has_its_reason(pipelines):
@@ -93,8 +103,8 @@ def test_the_command_keeps_what_is_there(pipelines, tmp_path):
 def test_the_committed_table_is_complete_and_on_the_page():
     rows = json.loads(RESULTS.read_text())["rows"]
     for row in rows:
-        check(row)
-        assert row["max_abs_diff"] < 1e-4
+        check(row, row["pipeline"])
+        assert row.get("max_abs_diff", 0.0) < 1e-4
     assert {row["pipeline"] for row in rows} >= set(WANTED)
     page = importlib.import_module("pipelines_page")
     text = (ROOT / "docs" / "pipelines.md").read_text()
@@ -104,12 +114,23 @@ def test_the_committed_table_is_complete_and_on_the_page():
 def test_the_page_keeps_what_is_beside_the_table(tmp_path):
     page = importlib.import_module("pipelines_page")
     copy = tmp_path / "page.md"
-    copy.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    begin, end = page.OFFLOAD
+    copy.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\n{begin}\nold\n{end}\nafter\n")
     page.write(RESULTS, copy)
     text = copy.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+    assert "Not measured yet" in text or (RESULTS.parent / "offload.json").is_file()
+    measured = {"own_seconds": 1.0, "own_peak_bytes": 2**30, "one_seconds": 2.0}
+    measured |= {"one_peak_bytes": 2**31, "search_seconds": 4.0, "search_peak_bytes": None}
+    measured |= {"mode": "model", "steps": 10, "candidates": 4, "weights_bytes": 2**31}
+    found = {"meta": {"device": "a card"}, "rows": [measured | {"max_diff": 1e-3}]}
+    (tmp_path / "offload.json").write_text(json.dumps(found))
+    page.write(RESULTS, copy, tmp_path / "offload.json")
+    line = "| model | 1.0 s, 1.00 GiB | 2.0 s, 2.00 GiB | 4.0 s, - | 1.0e-03 |"
+    assert line in copy.read_text()
+    assert "a card; 10 steps, N = 4, weights of 2.00 GiB" in copy.read_text()
     copy.write_text("no marks")
     with pytest.raises(ValueError, match="must hold each of the lines"):
         page.write(RESULTS, copy)

@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate import cpu_offload
 from as_found import state_of
 from helpers import FunctionReward
 from peft import LoraConfig, inject_adapter_in_model
@@ -208,6 +209,14 @@ def test_savings_of_memory(sd, what):
     agree(sd, call, without=before if what == "tiling" else None)
 
 
+def test_loaded_in_half_precision(sd, tmp_path):
+    """As users load: the folder of a pipeline, with ``torch_dtype``."""
+    sd.save_pretrained(tmp_path)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert pipe.unet.dtype is pipe.text_encoder.dtype is torch.float16
+    agree(pipe, SD, tolerance=5e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_half_precision(tiny, family, dtype):
@@ -332,35 +341,6 @@ def test_a_safety_checker(tiny, plain):
     assert far(agree(pipe, SD), plain) < 1e-5
 
 
-REFUSED = {
-    "callback_on_step_end": (lambda *_: {}, "on_progress"),
-    "prompt_embeds": (torch.zeros(2, 16, 16), "as texts"),
-    "negative_prompt_embeds": (torch.zeros(2, 16, 16), "as texts"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_names_the_way_out_before_any_work(sd, name, monkeypatch):
-    value, way_out = REFUSED[name]
-    steered = SteeredPipeline(sd, sampler=BestOfN(1), reward=BRIGHT, seed=0)
-
-    def never(*_, **__):
-        raise AssertionError("a network was called")
-
-    monkeypatch.setattr(sd.unet, "forward", never)
-    monkeypatch.setattr(sd.text_encoder, "forward", never)
-    before = state_of(sd)
-    with pytest.raises(TypeError, match=f"{name}.*{way_out}"):
-        steered(PROMPTS, **SD, **{name: value})
-    assert state_of(sd) == before
-
-
-def test_pooled_embeddings_are_refused_too(tiny):
-    steered = SteeredPipeline(tiny.flux(), sampler=BestOfN(1), reward=BRIGHT, seed=0)
-    with pytest.raises(TypeError, match=r"pooled_prompt_embeds.*as texts"):
-        steered(PROMPTS, **FLUX, pooled_prompt_embeds=torch.zeros(2, 16))
-
-
 def test_fingerprints():
     a = torch.arange(5000.0).reshape(50, 100)
     b = a.clone()
@@ -419,10 +399,31 @@ def test_offloaded_networks_go_back_after_an_error(sd, monkeypatch):
     assert order[-2:] == [0, 1]
 
 
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_weights_that_are_fetched_module_by_module(tiny, family):
+    """What sequential offloading does, with the CPU in the place of the GPU."""
+    pipe, call = getattr(tiny, family)(), SD if family == "sd" else FLUX
+    before = own(getattr(tiny, family)(), call)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"))
+    denoiser = pipe.unet if family == "sd" else pipe.transformer
+    assert next(denoiser.parameters()).device.type == "meta"
+    assert far(agree(pipe, call), before) < 1e-5
+    for door in ("inverted", "black-box"):
+        agree(
+            pipe,
+            call,
+            steered=SteeredPipeline(pipe, sampler=BestOfN(1), reward=BRIGHT, seed=0, door=door),
+        )
+    assert next(denoiser.parameters()).device.type == "meta"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["sd", "flux"])
 @pytest.mark.parametrize("how", ["model", "sequential"])
-def test_offloading(tiny, family, how):
+def test_offloading(tiny, family, how, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pipe, call = getattr(tiny, family)(), SD if family == "sd" else FLUX
     before = own(getattr(tiny, family)().to("cuda"), call)
     getattr(pipe, f"enable_{how}_cpu_offload")()

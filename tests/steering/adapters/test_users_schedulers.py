@@ -9,7 +9,9 @@ from rewards import PythonFunction
 from samplers import BestOfN, FKSteering
 from steering.engine import MissingAbility
 from steering.pipeline import SteeredPipeline
+from steering.prediction import Posterior
 from steering.strength import Strength
+from steering.transitions import Renoise
 
 PROMPTS = ["a red ring", "two blue cube on the left"]
 BRIGHT = PythonFunction(lambda images, prompts: images.mean((1, 2, 3)))
@@ -156,6 +158,37 @@ def test_searches_that_read_guesses_as_means_refuse_consistency_maps(tiny, name)
     steered = SteeredPipeline(pipe, sampler=FKSteering(3, start=2), reward=BRIGHT, seed=0)
     with pytest.raises(MissingAbility, match="consistency map"):
         steered(PROMPTS[:1], **call)
+
+
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_full_renoising_walks_the_grid_of_a_consistency_map(tiny, name):
+    pipe, call = made(tiny, name)
+    search = FKSteering(3, start=1, every=1, transition=Renoise())
+    steered = SteeredPipeline(
+        pipe, sampler=search, reward=BRIGHT, strength=Strength(1.0, "raw"), seed=0
+    )
+    out = steered(PROMPTS[:1], output_type="pt", **call)
+    assert out.steering.usage.nfe == 3 * steered.model(output_type="pt", **call).grid.steps
+    assert bool(out.images.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["LCM", "flow LCM"])
+def test_full_renoising_is_the_step_of_the_consistency_scheduler(tiny, name):
+    """Of many draws from one state, by the scheduler itself and by the transition, the law."""
+    pipe, call = made(tiny, name)
+    model = SteeredPipeline(pipe, sampler=BestOfN(1), reward=BRIGHT).model(**call)
+    (handle,) = model.encode(PROMPTS[:1])
+    t, s = model.grid[0], model.grid[1]
+    x = torch.randn((1, *model.shape), generator=generators()[0]) * model.initial_std
+    posterior = model.denoise(x, [t], [handle])
+    law, n = Renoise()(posterior, t, s), 64
+    run = model.scheduler_run(handle, range(1, n + 1), range(n))
+    rows = Posterior(posterior.x_0.expand(n, *model.shape), posterior.eps.expand(n, *model.shape))
+    found = run.step(0, rows, x.expand(n, *model.shape))
+    scaled = ((found - law.mean) / law.std).flatten()
+    size = scaled.numel() ** 0.5
+    assert abs(float(scaled.mean())) < 4 / size
+    assert abs(float(scaled.std()) - 1) < 4 / size
 
 
 @pytest.mark.parametrize("name", cases(CONSISTENCY))

@@ -1,5 +1,6 @@
 """Tiny random pipelines, built from configurations alone: nothing is downloaded."""
 
+from tiny_pipelines.guided import hunyuan_image, hunyuan_video
 from tiny_pipelines.parts import SD_BETAS, WORDS, clip_config, lively, t5, tokenizer, vae
 from tiny_pipelines.stable_diffusion import (
     control,
@@ -26,6 +27,8 @@ __all__ = [
     "ddpm",
     "dit",
     "flux",
+    "hunyuan_image",
+    "hunyuan_video",
     "image_to_image",
     "inpaint",
     "kontext",

@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 
 from rewards import FlawCount, ShapesPlanner, ShapesVerifier
+from rewards.weights import WeightsUnavailable
 from samplers import Repair
 from samplers.repair_state import save_states
 from steering.command import repair as command
 from steering.command.main import main
 from steering.cost import Cost
+from steering.live import SearchFailed
 from steering.streams import prompt_keys
 
 PROMPTS = ["a red ring and a star", "two stars left of a ring"]
@@ -87,6 +89,35 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
 def test_mistakes_are_told(tmp_path, more, message, capsys):
     assert main(words(tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (WeightsUnavailable("no weights in the cache"), 2),
+        (ImportError("pip install what is missing"), 2),
+        (PermissionError("not yours"), 2),
+        (SearchFailed("prompt 'a': no score today"), 1),
+    ],
+)
+def test_errors_end_in_a_message_and_not_in_a_traceback(
+    tmp_path, monkeypatch, capsys, error, status
+):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(command, "load_pipeline", broken)
+    assert main(words(tmp_path)) == status
+    assert capsys.readouterr().err == f"steer: {error}\n"
+
+
+def test_weights_that_cannot_be_had_are_told(tmp_path, monkeypatch, capsys):
+    """The planner of another family, without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(words(tmp_path, "--planner", "vlm")) == 2
+    told = capsys.readouterr().err
+    assert "cannot load 'Qwen" in told
+    assert "hub's cache" in told
 
 
 def test_a_run_without_an_end_is_refused_before_a_model_loads(tmp_path, monkeypatch, capsys):
