@@ -43,11 +43,18 @@ def _makers(path: Path) -> list[str]:
         for node in tree.body
         if isinstance(node, ast.ClassDef)
         and any(isinstance(part, ast.FunctionDef) and part.name == _MAKER for part in node.body)
-        and not _abstract(node)
+        and _of_a_pipeline(node)
     ]
 
 
-def _abstract(node: ast.ClassDef) -> bool:
-    """Whether it only says what its heirs should do."""
+def _of_a_pipeline(node: ast.ClassDef) -> bool:
+    """Whether it is a test of a pipeline, not a part of some or a pattern for them."""
+    named = any(
+        isinstance(target, ast.Name) and target.id == "pipeline_class"
+        for part in node.body
+        if isinstance(part, ast.Assign)
+        for target in part.targets
+    )
     maker = next(p for p in node.body if isinstance(p, ast.FunctionDef) and p.name == _MAKER)
-    return any(isinstance(part, ast.Raise) for part in maker.body)
+    pattern = any(isinstance(part, ast.Raise) for part in maker.body)
+    return (named or bool(node.bases)) and not pattern
