@@ -19,19 +19,22 @@ DOCS = Path(__file__).parents[1] / "docs"
 HEAD = """\
 # Diffusers' own pipeline tests through the doors
 
-Diffusers tests each of its pipelines with tiny random weights and small inputs. Here every such test class of
-a checkout is given to the doors (see [pipelines](pipelines.md)), which choose by themselves. The pipeline's own
-call, with its own scheduler and the test's arguments, is compared with best-of-N with one candidate: state by
-state (`difference`, over the largest number of a state where that is above 1) and in the media of the last
-state, in [0, 1] (`of media`). A class works if both are below 1e-4, in float32.
+Diffusers tests each of its pipelines with tiny random weights and small inputs. Here every such test
+class of a checkout is given to the doors (see [pipelines](pipelines.md)), which choose by themselves.
+The pipeline's own call, with its own scheduler and the test's arguments, is compared with best-of-N with
+one candidate: state by state (`difference`, over the largest number of a state where that is above 1)
+and in the media of the last state, in [0, 1] (`of media`). A class works if both are below 1e-4, in
+float32.
 
     {command}
     python scripts/sweep_page.py
 
-diffusers {diffusers}, torch {torch}, transformers {transformers}; {device}. Nothing is downloaded: tokenizers of
-characters and a few tiny text encoders stand in for those of the tests. Calls make four steps where a test
-makes fewer, weights that start at zero are drawn anew, callbacks are left out, and outputs are arrays. Where a
-test gives `prompt_embeds` the candidates' prompt is given as a text instead (marked E), since rewards read it.
+diffusers {diffusers} against the tests of a checkout of its main branch (of 23 August 2026, the nearest
+at hand), torch {torch}, transformers {transformers}; {device}. Nothing is downloaded:
+tokenizers of characters and a few tiny text encoders stand in for those of the tests. Calls make four
+steps where a test makes fewer and more are possible, weights that start at zero are drawn anew,
+callbacks are left out, and outputs are arrays. Where a test gives `prompt_embeds` the candidates' prompt
+is given as a text instead (marked E), since rewards read it.
 
 """
 _OUTCOMES = {

@@ -54,9 +54,13 @@ def ask(pipe: Any, pairs: Sequence[Pair], images: int = 1) -> dict[str, Any]:
     if by != "prompt":
         return {by: len(pairs) * images}
     several = None if images == 1 else images
+    texts: Any = [prompt for prompt, _ in pairs]
+    negatives: Any = None if pairs[0][1] is None else [negative for _, negative in pairs]
+    if len(pairs) == 1:  # some pipelines take no lists
+        texts, negatives = pairs[0]
     return {
-        "prompt": [prompt for prompt, _ in pairs],
-        "negative_prompt": None if pairs[0][1] is None else [negative for _, negative in pairs],
+        "prompt": texts,
+        "negative_prompt": negatives,
         "num_images_per_prompt": several,
         "num_videos_per_prompt": several,
     }
