@@ -24,11 +24,10 @@ from tiny_pipelines.cases import CASES, Case
 from torch import Tensor
 
 from benchmarks.common import Results
+from benchmarks.trajectories import apart, own_steps, trajectory
 from steering.adapters import BlackBoxModel, Refusal, enter
-from steering.adapters.asking import Pair, ask, counted_by
-from steering.adapters.capture import arguments
+from steering.adapters.asking import counted_by
 from steering.adapters.decode import media_of, tensor_of
-from steering.adapters.own_call import own_call
 from steering.prediction import output_of
 from steering.schedulers import is_flow, prediction_of
 from steering.times import Time
@@ -74,7 +73,7 @@ def measure(case: Case, door: str = "auto") -> dict[str, Any]:
     with torch.no_grad():
         return (
             row
-            | _trajectory(pipe, model, call, case)
+            | trajectory(pipe, model, call, case.prompts[0])
             | {
                 "per_row_time": fused,
                 "mixed_prompts": fused if one else None,
@@ -86,46 +85,13 @@ def measure(case: Case, door: str = "auto") -> dict[str, Any]:
         )
 
 
-def _own(pipe: Any, call: dict[str, Any], prompt: str, seed: int = 7, most: int | None = 2) -> Any:
-    """Steps of the pipeline's own call, and its output."""
-    kwargs = arguments(
-        pipe,
-        call,
-        generator=torch.Generator().manual_seed(seed),
-        return_dict=True,
-        **ask(pipe, [Pair(prompt)]),
-    )
-    return own_call(pipe, kwargs, most=most)
-
-
-def _trajectory(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict[str, float]:
-    """Largest differences of the states on the way, and of the media at the end."""
-    steps, output = _own(pipe, call, case.prompts[0], most=None)
-    (handle,) = model.encode([case.prompts[0]], generator=torch.Generator().manual_seed(7))
-    x, carried = handle.initial, model.scheduler_run(handle, [0], [0])
-    if len(carried.times) != len(steps):
-        raise RuntimeError(
-            f"{len(carried.times)} times for {len(steps)} steps of the pipeline's own"
-        )
-    worst = absolute = _apart(x, steps[0].sample[:1])
-    for index, time in enumerate(carried.times):
-        x = carried.step(index, model.denoise(x, [time], [handle]), x)
-        wanted = steps[index].returned[:1]
-        apart = _apart(x, wanted)
-        absolute = max(absolute, apart)
-        worst = max(worst, apart / max(1.0, float(wanted.abs().max())))
-    media = model.merge_output(model.render(x, [handle]))
-    own, found = (tensor_of(media_of(made)[1]).float() for made in (output, media))
-    return {"max_diff": worst, "max_abs_diff": absolute, "decode_diff": _apart(found, own)}
-
-
 def _carried(pipe: Any, model: BlackBoxModel, call: dict[str, Any], case: Case) -> float:
     """Largest difference of the media of a whole call, in [0, 1]; its states are not seen."""
-    _, output = _own(pipe, call, case.prompts[0], most=None)
+    _, output = own_steps(pipe, call, case.prompts[0], most=None)
     (handle,) = model.encode([case.prompts[0]], generator=torch.Generator().manual_seed(7))
     assert handle.initial is not None
     found = model.carry(handle.initial, [handle], [0], [0]).x_0
-    return _apart(found, tensor_of(media_of(output)[1]))
+    return apart(found, tensor_of(media_of(output)[1]))
 
 
 def _mixed(model: Any, prompts: tuple[str, str]) -> float:
@@ -140,7 +106,7 @@ def _mixed(model: Any, prompts: tuple[str, str]) -> float:
         model.denoise(x[i : i + 1], times[i : i + 1], handles[i : i + 1]).eps for i in range(4)
     ]
     apart = torch.cat(alone)
-    return _apart(together, apart) / float(apart.abs().max())
+    return apart(together, apart) / float(apart.abs().max())
 
 
 def _depends(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict[str, float | None]:
@@ -149,11 +115,11 @@ def _depends(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict[st
     The first is not asked, since pipelines that blend look at the picture after it.
     """
     first, second = case.prompts
-    base = _own(pipe, call, first)[0][-1].output
+    base = own_steps(pipe, call, first)[0][-1].output
     size = float(base.abs().max())
 
     def moved(call: dict[str, Any], prompt: str, seed: int = 7) -> float:
-        return _apart(_own(pipe, call, prompt, seed)[0][-1].output, base) / size
+        return apart(own_steps(pipe, call, prompt, seed)[0][-1].output, base) / size
 
     (handle,) = model.encode([first])
     x = torch.randn((1, *model.shape), generator=torch.Generator().manual_seed(1))
@@ -162,7 +128,7 @@ def _depends(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict[st
     prompted = counted_by(pipe) in ("prompt", "class_labels")
     return {
         "latents": moved(call, first, seed=8),
-        "time": _apart(*at) / float(at[0].abs().max()),
+        "time": apart(*at) / float(at[0].abs().max()),
         "prompt": moved(call, second) if prompted else None,
         "control": moved({**call, **case.control}, first) if case.control else None,
     }
@@ -175,7 +141,3 @@ def _prediction(pipe: Any, model: Any, x: Tensor, time: Time, handle: Any) -> Te
     trained = Time(time.model_t, time.alpha * scale, time.sigma * scale)
     posterior = model.denoise(x / scale, [time], [handle])
     return output_of(prediction_of(pipe.scheduler), posterior, trained)
-
-
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float().cpu() - wanted.float().cpu()).abs().max())

@@ -62,10 +62,13 @@ def ask(pipe: Any, pairs: Sequence[Pair], images: int = 1) -> dict[str, Any]:
         return {by: len(pairs) * images}
     several = None if images == 1 else images
     encoded = [pair.embeds for pair in pairs if pair.embeds is not None]
-    negatives = None if pairs[0].negative is None else [pair.negative for pair in pairs]
+    texts: Any = [pair.prompt for pair in pairs]
+    negatives: Any = None if pairs[0].negative is None else [pair.negative for pair in pairs]
+    if len(pairs) == 1:  # some pipelines take no lists
+        texts, negatives = pairs[0].prompt, pairs[0].negative
     asked: dict[str, Any] = joined(encoded) if encoded else {}
     if not encoded or not encoded[0].positive:
-        asked["prompt"] = [pair.prompt for pair in pairs]
+        asked["prompt"] = texts
     if not encoded or not encoded[0].negative:
         asked["negative_prompt"] = negatives
     return {**asked, "num_images_per_prompt": several, "num_videos_per_prompt": several}

@@ -1,0 +1,1 @@
+"""Diffusers' own pipeline test classes through the doors."""
