@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rewards.json_judge import JSONJudge
     from rewards.json_planner import JSONPlanner
     from rewards.judge import CalibratedSum, JudgeFit, fit_to_judge
+    from rewards.motion import ColourMotion, MotionVerifier, ShapesConsistency, ShapesFrames
     from rewards.pickscore import PickScore
     from rewards.product import Product
     from rewards.shapes import ShapesCLIP, ShapesVerifier
@@ -38,6 +39,7 @@ _HOMES = {
     "AestheticScore": "rewards.aesthetic",
     "CLIPScore": "rewards.clip",
     "CalibratedSum": "rewards.judge",
+    "ColourMotion": "rewards.motion",
     "ContrastiveScore": "rewards.clip",
     "Detector": "rewards.detectors",
     "FlawCount": "rewards.flaw_count",
@@ -51,6 +53,7 @@ _HOMES = {
     "MeanRank": "rewards.ensemble",
     "MotionAmount": "rewards.frames",
     "MotionSmoothness": "rewards.frames",
+    "MotionVerifier": "rewards.motion",
     "OnFrames": "rewards.frames",
     "OpenClipEncoder": "rewards.encoders",
     "PickScore": "rewards.pickscore",
@@ -58,6 +61,8 @@ _HOMES = {
     "PythonFunction": "rewards.function",
     "RewardModel": "rewards.base",
     "ShapesCLIP": "rewards.shapes",
+    "ShapesConsistency": "rewards.motion",
+    "ShapesFrames": "rewards.motion",
     "ShapesPlanner": "rewards.shapes_planner",
     "ShapesVerifier": "rewards.shapes",
     "TransformersCLIPScore": "rewards.transformers_clip",
@@ -73,6 +78,7 @@ __all__ = [
     "AestheticScore",
     "CLIPScore",
     "CalibratedSum",
+    "ColourMotion",
     "ContrastiveScore",
     "Detector",
     "FlawCount",
@@ -86,6 +92,7 @@ __all__ = [
     "MeanRank",
     "MotionAmount",
     "MotionSmoothness",
+    "MotionVerifier",
     "OnFrames",
     "OpenClipEncoder",
     "PickScore",
@@ -93,6 +100,8 @@ __all__ = [
     "PythonFunction",
     "RewardModel",
     "ShapesCLIP",
+    "ShapesConsistency",
+    "ShapesFrames",
     "ShapesPlanner",
     "ShapesVerifier",
     "TransformersCLIPScore",

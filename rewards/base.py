@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -48,6 +48,7 @@ class RewardModel:
         range: least and greatest score that can come out, or None if unbounded or unknown.
         batch_limit: most rows that `score` takes at once; larger batches are split. None: any.
         calls_per_row: models that look at each row.
+        of_videos: media are videos ``(B, F, 3, H, W)``.
 
     Args:
         device: where the weights live; media are moved there and the scores back. None follows the
@@ -67,6 +68,7 @@ class RewardModel:
     batch_limit: int | None = None
     calls_per_row: int = 1
     embeds: bool = False
+    of_videos: bool = False
     _made: tuple[tuple[Any, ...], dict[str, Any]]
 
     residency: Residency = "resident"
@@ -89,6 +91,10 @@ class RewardModel:
     def score(self, media: Tensor, features: Sequence[Any]) -> Scored:
         """Scores ``(B,)`` of media ``(B, 3, H, W)`` in [0, 1], or named columns of that shape."""
         raise NotImplementedError(f"{type(self).__name__} does not define score(media, features)")
+
+    def looks_at(self, count: int) -> Collection[int] | None:
+        """Of a video's frames the indices of those that it looks at; None: all. Others may be black."""
+        return None
 
     def prepare(self, item: Item) -> Any:
         """Features of one prompt, computed once and handed back with every row of it.

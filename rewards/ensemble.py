@@ -62,6 +62,7 @@ class Ensemble(RewardModel):
         self.embeds = any(member.embeds for member in self.searched.values())
         self.needs_text = any(member.needs_text for member in members.values())
         self.calls_per_row = sum(member.calls_per_row for member in members.values())
+        self.of_videos = any(member.of_videos for member in members.values())
 
     @property
     def searched(self) -> dict[str, RewardModel]:
@@ -73,6 +74,16 @@ class Ensemble(RewardModel):
         for member in self.members.values():
             member.to(device)
         return self
+
+    def _check_media(self, media: Tensor, features: Sequence[Any]) -> None:
+        videos = self.of_videos and isinstance(media, Tensor) and media.ndim == 5 and media.shape[1]
+        super()._check_media(media[:, 0] if videos else media, features)
+
+    def looks_at(self, count: int) -> set[int] | None:
+        """The frames that any member looks at; None: all."""
+        looks = [member.looks_at(count) for member in self.members.values()]
+        known = [look for look in looks if look is not None]
+        return set().union(*known) if len(known) == len(looks) else None
 
     def featurize(self, item: Item) -> tuple[Any, ...]:
         """Every member's features, in order."""

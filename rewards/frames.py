@@ -17,6 +17,8 @@ Frames = Literal["mean", "worst", "first", "last"] | int
 class VideoReward(RewardModel):
     """Base of the rewards that look at videos ``(B, F, 3, H, W)``, frames in [0, 1] along ``F``."""
 
+    of_videos = True
+
     def _check_media(self, media: Tensor, features: Sequence[Any]) -> None:
         if isinstance(media, Tensor) and media.ndim == 5 and media.shape[1] > 0:
             super()._check_media(media[:, 0], features)
@@ -71,6 +73,10 @@ class OnFrames(VideoReward):
             n = min(self.frames, count)
             return [round(j * (count - 1) / (n - 1)) for j in range(n)] if n > 1 else [0]
         return {"first": [0], "last": [count - 1]}.get(self.frames, list(range(count)))
+
+    def looks_at(self, count: int) -> list[int]:
+        """The chosen frames."""
+        return self.chosen(count)
 
     def score(self, media: Tensor, features: Sequence[Any]) -> Scored:
         """Scores ``(B,)`` of videos ``(B, F, 3, H, W)``, or the member's named columns."""

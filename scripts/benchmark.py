@@ -13,6 +13,7 @@
     python scripts/benchmark.py trees --json outputs/trees.json
     python scripts/benchmark.py overoptimisation --json outputs/overoptimisation.json
     python scripts/benchmark.py repair --json outputs/repair.json --quick
+    python scripts/benchmark.py video --json outputs/video.json
 
 Run again with the same file, a benchmark computes only the cells that it lacks.
 """
@@ -31,6 +32,7 @@ from benchmarks import (
     rewards,
     shapes,
     trees,
+    video,
 )
 from jsonargparse import ArgumentParser
 
@@ -49,6 +51,7 @@ COMMANDS = {
     "repair": repair,
     "trees": trees,
     "overoptimisation": overoptimisation,
+    "video": video,
 }
 
 

@@ -2,7 +2,9 @@
 
     python scripts/train_shapes.py vae       # first; the others need it
     python scripts/train_shapes.py sd        # or: flux, clip
-    python scripts/train_shapes.py evaluate  # every figure of the model card
+    python scripts/train_shapes.py video     # by the shipped autoencoder, if --work holds none
+    python scripts/train_shapes.py evaluate  # the figures of the model card
+    python scripts/train_shapes.py evaluate-video
     python scripts/train_shapes.py card      # MODEL_CARD.md from those figures
 
     python scripts/train_shapes.py clip --seed 1 --out outputs/second --work outputs/second/work
@@ -22,7 +24,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works uninstalled, too
 
-from shapes_training import clip, diffusion, evaluate, networks, prompt_sets, vae
+from shapes_training import (
+    clip,
+    diffusion,
+    evaluate,
+    networks,
+    prompt_sets,
+    vae,
+    video,
+    video_figures,
+)
 from shapes_training.card import write_card
 from shapes_training.data import Pictures, make_pictures
 from shapes_training.loop import Plan
@@ -34,6 +45,7 @@ _PLANS = {
     "sd": (7000, 1e-3, 400),
     "flux": (6500, 1e-3, 290),
     "clip": (12000, 1e-3, 200),
+    "video": (8000, 1e-3, 200),
 }
 
 
@@ -50,22 +62,24 @@ def main() -> None:
             figures = evaluate.evaluate(options.out, options.work, options.device, options.repeats)
             text = json.dumps(figures, indent=1) + "\n"
             (options.out / "card.json").write_text(text, encoding="utf-8")
+        elif command == "evaluate-video":
+            figures = video_figures.evaluate_video(options.out, options.work, options.device)
+            text = json.dumps(figures, indent=1) + "\n"
+            (options.out / "card-video.json").write_text(text, encoding="utf-8")
         elif command == "card":
             write_card(options.out / "card.json", _SHAPES / "MODEL_CARD.md")
+        elif command == "video":
+            vae_folder = options.work / "vae"
+            if not vae_folder.is_dir():  # the shipped one
+                vae_folder = _SHAPES / "weights" / "shapes-sd" / "vae"
+            video.train_video(size, _plan(command, options), vae_folder, options.work, options.out)
         else:
             pictures = pictures or make_pictures(size.pictures, options.seed, options.device)
             _train(command, pictures, size, options)
 
 
 def _train(name: str, pictures: Pictures, size: networks.Size, options: argparse.Namespace) -> None:
-    steps, rate, seconds = _PLANS[name]
-    plan = Plan(
-        steps=options.steps or steps,
-        learning_rate=rate,
-        device=options.device,
-        seconds=options.seconds or seconds,
-        seed=options.seed,
-    )
+    plan = _plan(name, options)
     print(f"{name}: {len(pictures.captions)} pictures", flush=True)
     if name == "vae":
         vae.train_vae(pictures, size, plan, options.work)
@@ -74,11 +88,22 @@ def _train(name: str, pictures: Pictures, size: networks.Size, options: argparse
         train[name](pictures, size, plan, options.work, options.out)
 
 
+def _plan(name: str, options: argparse.Namespace) -> Plan:
+    steps, rate, seconds = _PLANS[name]
+    return Plan(
+        steps=options.steps or steps,
+        learning_rate=rate,
+        device=options.device,
+        seconds=options.seconds or seconds,
+        seed=options.seed,
+    )
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = [*_PLANS, "prompts", "evaluate", "card"]
+    choices = [*_PLANS, "prompts", "evaluate", "evaluate-video", "card"]
     parser.add_argument(
         "commands", nargs="+", choices=choices, metavar="command", help=", ".join(choices)
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from steering.batching import Batch, Rows
 from steering.cost import Usage
 from steering.live import Live, Report
-from steering.model import Carrier, Stage
+from steering.model import Carrier, FrameDecoder, Stage
 from steering.prediction import Posterior
 from steering.requests import Denoise, Render, Score, Scores
 from steering.reward import Reward, scoring_call
@@ -211,7 +211,7 @@ class Calls:
         x_0 = batch.x.requires_grad_() if wants_grad else batch.x
         with torch.set_grad_enabled(wants_grad):
             with self._stopwatch("decode", batch.payers):
-                media = self._model.decode(x_0, handles, stage)
+                media = self._decoded(x_0, handles, stage, rewards, thumbnails is not None)
             with self._stopwatch("reward", batch.payers), scoring_call():
                 columns: dict[str, Tensor] = {}
                 for name, reward in rewards.items():
@@ -231,6 +231,26 @@ class Calls:
         batch.payers[0][0].padding += batch.padding
         small = () if thumbnails is None else (shrunk(media, thumbnails),)
         return table, *grad, *seen, *small
+
+    def _decoded(
+        self,
+        x_0: Tensor,
+        handles: list[Any],
+        stage: Stage,
+        rewards: Mapping[str, Reward],
+        pictured: bool,
+    ) -> Tensor:
+        """Media of rows; of videos at least the frames that the rewards look at, and a pictured one."""
+        looks = [getattr(reward, "looks_at", None) for reward in rewards.values()]
+        if not isinstance(self._model, FrameDecoder) or None in looks:
+            return self._model.decode(x_0, handles, stage)
+
+        def all_looks(count: int) -> set[int]:
+            asked = [look(count) for look in looks if look is not None]
+            extra = {count // 2} if pictured else set()  # the frame of `snapshots.shrunk`
+            return extra.union(*(range(count) if own is None else own for own in asked))
+
+        return self._model.decode_frames(x_0, handles, stage, all_looks)
 
     def _to_host(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
         """One transfer for all searches of the turn, and whether all numbers are finite."""

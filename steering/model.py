@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from steering.prediction import Posterior
 from steering.times import Time, TimeGrid
+
+#: Of a number of frames, the indices of those that are looked at.
+Looks = Callable[[int], Collection[int]]
 
 
 class Stage(enum.Enum):
@@ -80,6 +83,16 @@ class SchedulerRun(Protocol):
 
     def step(self, index: int, posterior: Posterior, x_t: Tensor) -> Tensor:
         """State after model call ``index``, ``(n, *shape)``."""
+
+
+@runtime_checkable
+class FrameDecoder(Protocol):
+    """A model that can leave out frames of videos that nobody looks at."""
+
+    def decode_frames(
+        self, x_0: Tensor, conditioning: Sequence[Any], stage: Stage, looks: Looks
+    ) -> Tensor:
+        """As :meth:`Model.decode`; frames that are not looked at may be black."""
 
 
 class Model(Protocol):

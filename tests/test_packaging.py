@@ -71,7 +71,7 @@ def test_every_configuration_says_what_it_is():
 def test_committed_weights_are_small_and_safe():
     files = [p for p in (ROOT / "steering" / "shapes" / "weights").rglob("*") if p.is_file()]
     assert max(p.stat().st_size for p in files) < 16e6
-    assert sum(p.stat().st_size for p in files) < 40e6
+    assert sum(p.stat().st_size for p in files) < 50e6
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt"}
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 _HEAD = """# Model card: the world of shapes
 
-Three small models and a judge for images of one to five coloured shapes (64 x 64 pixels). They are
-trained from scratch on rendered pictures, for testing and demonstrating inference-time steering;
-they are of no other use. The base models are imperfect by intention, the reward is fallible by
-intention, and the judge has no learned part. Licence: Apache-2.0, like the package.
+Three small models and a judge for images of one to five coloured shapes (64 x 64 pixels), and a model
+and a judge of shapes that move. They are trained from scratch on rendered pictures, for testing and
+demonstrating inference-time steering; they are of no other use. The base models are imperfect by
+intention, the reward is fallible by intention, and the judge has no learned part. Licence: Apache-2.0,
+like the package.
 
 ## Loading and calling
 
@@ -20,8 +21,15 @@ sd = StableDiffusionPipeline.from_pretrained(shapes.folder("shapes-sd"))
 images = sd("a red ring", num_inference_steps=25, guidance_scale={sd_guidance}).images
 
 flux = FluxPipeline.from_pretrained(shapes.folder("shapes-flux"))
-images = flux("a red ring", num_inference_steps=25, true_cfg_scale={flux_guidance},
-              negative_prompt="", height=64, width=64, max_sequence_length=24).images
+images = flux(
+    "a red ring",
+    num_inference_steps=25,
+    true_cfg_scale={flux_guidance},
+    negative_prompt="",
+    height=64,
+    width=64,
+    max_sequence_length=24,
+).images
 
 clip, tokenizer = shapes.load_clip()  # or open_clip.create_model(f"local-dir:{{folder}}")
 ```
@@ -65,6 +73,9 @@ def write_card(figures: Path, card: Path) -> None:
         *_hard(sd, flux),
         *_guidance(sd, flux),
     ]
+    video = figures.with_name("card-video.json")
+    if video.exists():
+        parts += _video(json.loads(video.read_text(encoding="utf-8")))
     card.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -135,3 +146,50 @@ def _guidance(sd: dict, flux: dict) -> list[str]:
         for part, count in model["parameters"].items()
     ]
     return [*lines, "", "Parameters: " + ", ".join(dict.fromkeys(sizes)) + ".", ""]
+
+
+_VIDEO = """## shapes-video
+
+An `AnimateDiffPipeline` for movies of one or two shapes that move: 8 frames of 64 x 64 pixels, prompts
+such as "a red circle moving left slowly and a star standing still". The autoencoder is that of the
+pictures, frame by frame; UNet, layers of motion and text encoder predict velocity (DDIM).
+
+```python
+from diffusers import AnimateDiffPipeline
+from steering import shapes
+
+pipe = AnimateDiffPipeline.from_pretrained(shapes.folder("shapes-video"))
+call = dict(num_frames=8, num_inference_steps={steps}, guidance_scale={guidance_scale})
+frames = pipe("a red ring moving left", **call).frames[0]
+```
+
+`python scripts/train_shapes.py video`: 64,000 movies, batches of 64, seed 0, AdamW (peak 1e-3, cosine),
+bfloat16, averaged weights, 200 s on one H100. No combination is held out.
+"""
+
+
+def _video(figures: dict) -> list[str]:
+    meta, judge = figures["meta"], figures["judge"]
+    kinds = ["one", "pace", "two", "overall"]
+    lines = [
+        _VIDEO.format(**figures),
+        f"`weights/card-video.json`, written by `{meta['command']}` ({meta['hardware']}, torch "
+        f"{meta['torch']}): {figures['samples']} samples of the {judge['movies']} prompts "
+        '`shapes.prompts("motion")`, plain calls. Right: the judge accepts the video. Frames: share '
+        "that show just the shapes. Motion: over those frames they move as asked.\n",
+        "| | one shape | with a pace | two shapes | overall |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in ("right", "frames", "motion"):
+        cells = " | ".join(f"{figures[name][kind]:.3f}" for kind in kinds)
+        lines.append(f"| {name} | {cells} |")
+    scan = ", ".join(f"{s['guidance_scale']}: {s['right']['overall']:.3f}" for s in figures["scan"])
+    sizes = ", ".join(f"{part} {n / 1e6:.2f} M" for part, n in figures["parameters"].items())
+    lines += [
+        f"\nGuidance, one sample a prompt, other seeds: {scan}.",
+        f"\nThe judge of movies accepts {judge['accepts']:.3f} of rendered ones, "
+        f"{judge['accepts_after_vae']:.3f} after the autoencoder, and rejects "
+        f"{judge['rejects_backwards']:.3f} of those played backwards.",
+        f"\nParameters: {sizes}.\n",
+    ]
+    return lines

@@ -27,7 +27,7 @@ from shapes_training.store import save_pipeline
 from shapes_training.texts import LENGTH, clip_tokenizer, encode, t5_tokenizer
 from shapes_training.vae import encode_all
 
-_DROP = 0.1  # captions emptied, for classifier-free guidance
+DROPPED = 0.1  # captions emptied, for classifier-free guidance
 _MOST_WEIGHT = 20.0  # of one time in the loss of shapes-sd
 _SHIFT = 2.0  # of the sampling times of shapes-flux towards high noise
 
@@ -49,7 +49,7 @@ def train_sd(pictures: Pictures, size: Size, plan: Plan, work: Path, out: Path) 
     unet = make_unet(size).to(plan.device)
     module = nn.ModuleDict({"net": unet, "text": text}).train()
     latents = encode_all(vae, pictures.images)
-    draw_ids = _captions(encode(tokenizer, ["", *pictures.captions]), plan.device)
+    draw_ids = draw_captions(encode(tokenizer, ["", *pictures.captions]), plan.device)
     levels = scheduler.alphas_cumprod.to(plan.device)
 
     def loss() -> Tensor:
@@ -102,7 +102,7 @@ def train_flux(pictures: Pictures, size: Size, plan: Plan, work: Path, out: Path
     module = module.to(plan.device).train()
     latents = _pack(encode_all(vae, pictures.images))
     texts = ["", *pictures.captions]
-    draw_both = _captions(
+    draw_both = draw_captions(
         torch.stack([encode(tokenizer, texts) for tokenizer in tokenizers], 1), plan.device
     )
     image_ids = FluxPipeline._prepare_latent_image_ids(
@@ -142,7 +142,7 @@ def train_flux(pictures: Pictures, size: Size, plan: Plan, work: Path, out: Path
     save_pipeline(pipeline, out / "shapes-flux")
 
 
-def _captions(ids: Tensor, device: str) -> Callable[[Tensor], Tensor]:
+def draw_captions(ids: Tensor, device: str) -> Callable[[Tensor], Tensor]:
     """A function from picture numbers to token numbers that empties some captions.
 
     Args:
@@ -152,7 +152,7 @@ def _captions(ids: Tensor, device: str) -> Callable[[Tensor], Tensor]:
     ids = ids.to(device)
 
     def pick(index: Tensor) -> Tensor:
-        dropped = torch.rand(len(index), device=device) < _DROP
+        dropped = torch.rand(len(index), device=device) < DROPPED
         return ids[torch.where(dropped, 0, index + 1)]
 
     return pick

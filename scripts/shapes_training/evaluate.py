@@ -30,7 +30,9 @@ def evaluate(weights: Path, pictures: Path, device: str, repeats: int = 16) -> d
     name = f"local-dir:{weights / 'shapes-clip'}"
     clip = open_clip.create_model(name, device=device).eval()
     tokenize = open_clip.get_tokenizer(name)
-    card: dict[str, object] = {"meta": _meta(device)}
+    card: dict[str, object] = {
+        "meta": describe_run(device, "python scripts/train_shapes.py evaluate")
+    }
     card["shapes-clip"] = measure.pair_accuracy(
         clip, tokenize, measure.caption_pairs(seed=200, repeats=4, device=device)
     )
@@ -103,9 +105,10 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 12) -> None:
     Image.fromarray((sheet * 255).round().byte().numpy()).save(path)
 
 
-def _meta(device: str) -> dict[str, str]:
+def describe_run(device: str, command: str) -> dict[str, str]:
+    """Where and by what figures were made."""
     return {
-        "command": "python scripts/train_shapes.py evaluate",
+        "command": command,
         "hardware": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -13,11 +18,13 @@ from transformers import (
 )
 
 from shapes_training.texts import LENGTH
+from steering.shapes.motion import FRAMES
 
 LATENT_CHANNELS = 4
 LATENT_SIZE = 16
 TOKENS = (LATENT_SIZE // 2) ** 2  # of the Flux form: 2 x 2 patches of latents
 _HEAD = 32
+_MOTION_HEAD = 16
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,12 @@ class Size:
     pooled: int = 64
     flux_heads: int = 6
     flux_layers: tuple[int, int] = (2, 5)
+    motion_unet: tuple[int, ...] = (64, 80, 96)
+    motion_text: int = 96
     vision: int = 160
     vision_layers: int = 5
     pictures: int = 320_000
+    movies: int = 64_000
     batch: int = 512
 
 
@@ -46,9 +56,12 @@ TINY = Size(
     pooled=32,
     flux_heads=1,
     flux_layers=(1, 1),
+    motion_unet=(16, 16, 16),
+    motion_text=32,
     vision=32,
     vision_layers=1,
     pictures=64,
+    movies=16,
     batch=8,
 )
 
@@ -83,6 +96,26 @@ def make_unet(size: Size) -> UNet2DConditionModel:
         # Despite its name this is the number of heads of each block.
         attention_head_dim=tuple(width // _HEAD for width in size.unet),
         norm_num_groups=16,
+    )
+
+
+def make_motion_unet(size: Size) -> UNetMotionModel:
+    kinds = ("CrossAttn", "CrossAttn", "")
+    heads = tuple(channels // _MOTION_HEAD for channels in size.motion_unet)
+    return UNetMotionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=tuple(f"{kind}DownBlockMotion" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlockMotion" for kind in reversed(kinds)),
+        block_out_channels=size.motion_unet,
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=size.motion_text,
+        num_attention_heads=heads,
+        motion_num_attention_heads=heads,
+        motion_max_seq_length=FRAMES,
+        use_motion_mid_block=True,
     )
 
 

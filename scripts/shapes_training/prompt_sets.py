@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+from steering.shapes.motion_sampling import random_movie
 from steering.shapes.sampling import held_out, random_scene
 
 SEED = 2026
@@ -16,6 +17,7 @@ EASY = (
     ("position", None, 136),
     ("attributes", None, 135),
 )
+MOTION = (("one", 32), ("pace", 32), ("two", 64))
 HARD = (("chain", None, 90), ("relation", 2, 20), ("relation", 3, 16), ("groups", 5, 2))
 
 
@@ -35,8 +37,23 @@ def draw_prompts(parts: tuple[tuple[str, int | None, int], ...], seed: int = SEE
     return list(result)
 
 
+def draw_motion_prompts(parts: tuple[tuple[str, int], ...], seed: int = SEED) -> list[str]:
+    """Distinct prompts of moving shapes, so many of each kind."""
+    rng = random.Random(seed)
+    result: dict[str, None] = {}
+    for kind, count in parts:
+        whole = len(result) + count
+        while len(result) < whole:
+            result[str(random_movie(kind, rng))] = None
+    return list(result)
+
+
 def write_prompt_sets(folder: Path) -> None:
-    """Writes easy.txt and hard.txt."""
-    for name, parts in (("easy", EASY), ("hard", HARD)):
-        text = "\n".join(draw_prompts(parts)) + "\n"
-        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    """Writes easy.txt, hard.txt and motion.txt."""
+    sets = {
+        "easy": draw_prompts(EASY),
+        "hard": draw_prompts(HARD),
+        "motion": draw_motion_prompts(MOTION),
+    }
+    for name, texts in sets.items():
+        (folder / f"{name}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")

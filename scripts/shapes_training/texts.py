@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from steering.shapes.grammar import COLOURS, COUNTS, RELATIONS, SHAPES, Group
+from steering.shapes.motion import PACES, WAYS
 
 LENGTH = 24  # tokens of every text
 _LETTERS = [*string.ascii_lowercase, *string.digits, *",.-'"]
@@ -23,8 +24,17 @@ def words() -> list[str]:
     return sorted({*SHAPES, *plurals, *COLOURS, *COUNTS, *relations, *rest})
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-pair encoding in which each word of `words` is one token, other words are letters."""
+def motion_words() -> list[str]:
+    """The words of moving shapes beside those of the grammar of pictures."""
+    return sorted({*words(), *WAYS, *PACES, "moving", "standing", "still"})
+
+
+def clip_tokenizer(vocabulary: Sequence[str] | None = None) -> CLIPTokenizer:
+    """A byte-pair encoding in which each known word is one token, other words are letters.
+
+    Args:
+        vocabulary: The known words; `words` if nothing else is given.
+    """
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         min_frequency=1,
@@ -34,7 +44,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator([" ".join(words())], trainer)
+    tokenizer.train_from_iterator([" ".join(vocabulary or words())], trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     letters = [*_LETTERS, *(letter + "</w>" for letter in _LETTERS)]
     # The end token has the highest number: that is where open_clip reads the text's feature.

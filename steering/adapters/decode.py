@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +19,10 @@ from steering.adapters.capture import arguments, private_copy, quiet_generator
 from steering.adapters.checks import exact_float32, tolerance
 from steering.adapters.replay import Plan
 from steering.adapters.stand import Stand, StepOutput, patch, resized
+from steering.model import Looks
 
 _PROMPT = "a"  # the tail does not look at prompts; one text keeps the memo small
+_PLACES_AT_ONCE = 16 * 64 * 64  # of latents, where videos are decoded frame by frame: 16 of 512 px
 _MEMO_SIZES = 2  # batch sizes whose encoded prompts are kept
 
 
@@ -174,6 +177,21 @@ DECODERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+def _by_frames(decode: Callable[[Tensor], Tensor], z: Tensor, looks: Looks | None) -> Tensor:
+    """Videos ``(n, F, 3, H, W)`` of latents ``(n, C, F, h, w)`` by a decoder of pictures."""
+    rows, count = len(z), z.shape[2]
+    wanted = list(range(count)) if looks is None else sorted(looks(count))
+    frames = z[:, :, wanted].transpose(1, 2).flatten(0, 1)
+    at_once = max(_PLACES_AT_ONCE // (z.shape[-1] * z.shape[-2]), 1)
+    made = torch.cat([decode(part) for part in frames.split(at_once)])
+    made = made.unflatten(0, (rows, len(wanted)))
+    if len(wanted) == count:
+        return made
+    black = made.new_zeros(rows, *made.shape[2:])
+    place = {frame: i for i, frame in enumerate(wanted)}
+    return torch.stack([made[:, place[f]] if f in place else black for f in range(count)], 1)
+
+
 class DecodingTail(Protocol):
     """A pipeline's tail, as a decoder uses it."""
 
@@ -221,7 +239,9 @@ def together(decode: Callable[[Tensor], Any], x_0: Tensor, tail: Any) -> Any:
 
 
 class Decoder:
-    """Pictures of states: explicit and differentiable where that equals the pipeline's own tail.
+    """Media of states: explicit and differentiable where that equals the pipeline's own tail.
+
+    Videos whose autoencoder is one of pictures are decoded frame by frame, a few at once.
 
     Args:
         pipe: the pipeline.
@@ -235,18 +255,25 @@ class Decoder:
         self.differentiable = False
         self.differentiable = self._agrees(example)
 
-    def __call__(self, x_0: Tensor) -> Tensor:
-        """Pictures ``(n, 3, H, W)`` in [0, 1], float32."""
+    def __call__(self, x_0: Tensor, looks: Looks | None = None) -> Tensor:
+        """Pictures ``(n, 3, H, W)`` or videos ``(n, F, 3, H, W)`` in [0, 1], float32.
+
+        Args:
+            x_0: finished states ``(n, *shape)``.
+            looks: of a number of frames those that will be looked at; where frames are decoded one by
+                one the others stay black. None: all.
+        """
         if self.differentiable:
-            return self._explicit(x_0)
+            return self._explicit(x_0, looks)
         return by_tail(self._tail, x_0)
 
-    def _explicit(self, x_0: Tensor) -> Tensor:
+    def _explicit(self, x_0: Tensor, looks: Looks | None = None) -> Tensor:
         if self._tail.unpacking is not None:
             args, kwargs = self._tail.unpacking
             x_0 = self._pipe._unpack_latents(x_0, *args, **kwargs)
         vae = self._pipe.vae
-        return DECODERS[type(vae).__name__](vae, x_0)
+        decode = partial(DECODERS[type(vae).__name__], vae)
+        return decode(x_0) if x_0.ndim != 5 else _by_frames(decode, x_0, looks)
 
     @torch.no_grad()
     @exact_float32()

@@ -30,7 +30,7 @@ from steering.adapters.loop_turns import LoopTurns
 from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.scheduling import PipelineSchedule, run_of
-from steering.model import CONSISTENCY, Abilities, Meaning, Stage
+from steering.model import CONSISTENCY, Abilities, Looks, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import call_times, grid_of, prediction_of
 from steering.times import Time, TimeGrid
@@ -253,6 +253,15 @@ class InvertedModel:
             for place, media in zip(places, by_tail(tail, x_0[places]), strict=True):
                 made[place] = media
         return torch.stack(made)
+
+    def decode_frames(
+        self, x_0: Tensor, conditioning: Sequence[LoopHandle], stage: Stage, looks: Looks
+    ) -> Tensor:
+        """As :meth:`decode`; where frames are decoded one by one, those not looked at stay black."""
+        cheap = self._cheap is not None and stage is Stage.INTERMEDIATE
+        if cheap or not self._decoder.differentiable:
+            return self.decode(x_0, conditioning, stage)
+        return self._decoder(x_0, looks)
 
     def render(self, x_0: Tensor, conditioning: Sequence[LoopHandle]) -> list[Any]:
         """Final media of each row by the pipeline's own tail, in the user's ``output_type``."""

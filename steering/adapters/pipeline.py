@@ -26,7 +26,7 @@ from steering.adapters.naming import model_name
 from steering.adapters.rendering import Renderer
 from steering.adapters.replay import Plan
 from steering.adapters.scheduling import PipelineSchedule, run_of
-from steering.model import CONSISTENCY, Abilities, Meaning, Stage
+from steering.model import CONSISTENCY, Abilities, Looks, Meaning, Stage
 from steering.prediction import Posterior
 from steering.schedulers import grid_of, prediction_of
 from steering.times import Time, TimeGrid
@@ -257,6 +257,14 @@ class PipelineModel:
         if self._cheap is not None and stage is Stage.INTERMEDIATE:
             return self._cheap(x_0)
         return self._decoder(x_0)
+
+    def decode_frames(
+        self, x_0: Tensor, conditioning: Sequence[Handle], stage: Stage, looks: Looks
+    ) -> Tensor:
+        """As :meth:`decode`; where frames are decoded one by one, those not looked at stay black."""
+        if self._cheap is not None and stage is Stage.INTERMEDIATE:
+            return self._cheap(x_0)
+        return self._decoder(x_0, looks)
 
     def render(self, x_0: Tensor, conditioning: Sequence[Handle]) -> list[Any]:
         """Final media of each row by the pipeline's own tail, in the user's ``output_type``."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-MODELS = ("shapes-sd", "shapes-flux", "shapes-clip")
-PROMPT_SETS = ("easy", "hard")
+MODELS = ("shapes-sd", "shapes-flux", "shapes-clip", "shapes-video")
+PROMPT_SETS = ("easy", "hard", "motion")
 
 _HERE = Path(__file__).parent
 
@@ -16,7 +16,8 @@ def prompts(name: str) -> list[str]:
 
     Args:
         name: "easy": 512 prompts of the six kinds of GenEval. "hard": 128 prompts of the kinds
-            "groups", "relation" and "chain", on which single samples rarely succeed.
+            "groups", "relation" and "chain", on which single samples rarely succeed. "motion": 128
+            prompts of moving shapes, half of them of two.
 
     Raises:
         ValueError: for another name.
@@ -31,7 +32,8 @@ def folder(name: str) -> Path:
 
     Args:
         name: "shapes-sd" (for `StableDiffusionPipeline.from_pretrained`), "shapes-flux" (for
-            `FluxPipeline.from_pretrained`) or "shapes-clip" (for open_clip's "local-dir:" names).
+            `FluxPipeline.from_pretrained`), "shapes-video" (for `AnimateDiffPipeline.from_pretrained`)
+            or "shapes-clip" (for open_clip's "local-dir:" names).
 
     Raises:
         ValueError: for another name.

@@ -64,6 +64,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.shape)
 
+    def repeated(self, times: int) -> "Table":
+        """Every row so many times, one after the other."""
+        parts = (self.shape, self.colour, self.group, self.relations)
+        return Table(*(part.repeat_interleave(times, 0) for part in parts))
+
 
 def render(scenes: Sequence[Scene], *, seed: int, device: str | torch.device = "cpu") -> Tensor:
     """Draws one random picture of every scene.
@@ -239,6 +244,25 @@ def _related(centres: Tensor, table: Table) -> Tensor:
     return result
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What differs from picture to picture beside the places; B rows.
+
+    Attributes:
+        grey: (B, 1, 1, 1) background in [0, 1].
+        tilt: (B, 5) of the objects, in radians.
+        paint: (B, 5, 3) colours of the objects in [0, 1].
+    """
+
+    grey: Tensor
+    tilt: Tensor
+    paint: Tensor
+
+    def repeated(self, times: int) -> "Looks":
+        """Every row so many times, one after the other."""
+        return Looks(*(v.repeat_interleave(times, 0) for v in (self.grey, self.tilt, self.paint)))
+
+
 def draw(table: Table, centres: Tensor, radii: Tensor, generator: torch.Generator) -> Tensor:
     """Paints objects at given places.
 
@@ -251,24 +275,34 @@ def draw(table: Table, centres: Tensor, radii: Tensor, generator: torch.Generato
     Returns:
         (B, 3, 64, 64) float32 in [0, 1].
     """
-    device, batch = centres.device, len(table)
+    return paint(table, centres, radii, draw_looks(table, generator))
+
+
+def draw_looks(table: Table, generator: torch.Generator) -> Looks:
+    """Draws backgrounds, tilts and slight changes of colour of B rows without open colours."""
+    device, batch = table.shape.device, len(table)
     low, high = _BACKGROUND
     grey = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=generator, device=device)
     tilt = _TILT * (2 * torch.rand(batch, MAX_OBJECTS, generator=generator, device=device) - 1)
     jitter = 2 * torch.rand(batch, MAX_OBJECTS, 3, generator=generator, device=device) - 1
-    paint = (torch.tensor(PALETTE, device=device)[table.colour] + _COLOUR_JITTER * jitter).clamp(
-        0, 1
-    )
-    images = grey.repeat(1, 3, SIZE, SIZE)
+    colours = torch.tensor(PALETTE, device=device)[table.colour] + _COLOUR_JITTER * jitter
+    return Looks(grey, tilt, colours.clamp(0, 1))
+
+
+def paint(table: Table, centres: Tensor, radii: Tensor, looks: Looks) -> Tensor:
+    """As `draw`, with given looks."""
+    batch = len(table)
+    images = looks.grey.repeat(1, 3, SIZE, SIZE)
     for start in range(0, batch, _CHUNK):
         rows = slice(start, start + _CHUNK)
         chunk, part = images[rows], table[rows]
+        grey, tilt, colours = looks.grey[rows], looks.tilt[rows], looks.paint[rows]
         for index in range(len(SHAPES)):
             row, slot = torch.nonzero((part.shape == index) & (part.group >= 0), as_tuple=True)
             if len(row) > 0:
                 cover = coverage(
-                    index, centres[rows][row, slot], radii[rows][row, slot], tilt[rows][row, slot]
+                    index, centres[rows][row, slot], radii[rows][row, slot], tilt[row, slot]
                 )
-                contrast = paint[rows][row, slot] - grey[rows][row, :, 0, 0]
+                contrast = colours[row, slot] - grey[row, :, 0, 0]
                 chunk.index_add_(0, row, cover[:, None] * contrast[:, :, None, None])
     return images.clamp_(0, 1)

@@ -19,14 +19,14 @@ def train(folder, *arguments):
 
 @pytest.mark.slow
 def test_every_model_trains_is_saved_and_resumes(tmp_path):
-    first = train(tmp_path, "vae", "sd", "flux", "clip", "--steps", "2")
-    assert first.count("step 2 loss") == 4
+    first = train(tmp_path, "vae", "sd", "flux", "clip", "video", "--steps", "2")
+    assert first.count("step 2 loss") == 5
     assert "resumed" not in first
-    for name in ("shapes-sd/unet", "shapes-flux/transformer", "shapes-clip"):
+    for name in ("shapes-sd/unet", "shapes-flux/transformer", "shapes-clip", "shapes-video/unet"):
         assert list((tmp_path / "out" / name).glob("*.safetensors")), name
-    again = train(tmp_path, "sd", "flux", "clip", "--steps", "4")
-    assert again.count("resumed at step 2") == 3
-    assert again.count("step 4 loss") == 3
+    again = train(tmp_path, "sd", "flux", "clip", "video", "--steps", "4")
+    assert again.count("resumed at step 2") == 4
+    assert again.count("step 4 loss") == 4
 
 
 def test_an_unknown_command_is_refused(tmp_path):
