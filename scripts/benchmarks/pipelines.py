@@ -105,8 +105,8 @@ def _mixed(model: Any, prompts: tuple[str, str]) -> float:
     alone = [
         model.denoise(x[i : i + 1], times[i : i + 1], handles[i : i + 1]).eps for i in range(4)
     ]
-    apart = torch.cat(alone)
-    return apart(together, apart) / float(apart.abs().max())
+    separate = torch.cat(alone)
+    return apart(together, separate) / float(separate.abs().max())
 
 
 def _depends(pipe: Any, model: Any, call: dict[str, Any], case: Case) -> dict[str, float | None]:

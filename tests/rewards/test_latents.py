@@ -29,7 +29,7 @@ from steering import shapes
 from steering.reward import Item
 
 PROMPTS = ("a red ring", "two blue squares")
-OF_VIDEOS = {"MotionAmount", "MotionSmoothness"}
+OF_VIDEOS = {"ColourMotion", "MotionAmount", "MotionSmoothness", "ShapesConsistency"}
 STEP = 0.05  #: length in latents, whose spread is 1
 TOWER = {
     "hidden_size": 32,
