@@ -419,6 +419,20 @@ def test_weights_that_are_fetched_module_by_module(tiny, family):
     assert next(denoiser.parameters()).device.type == "meta"
 
 
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_parts_that_are_fetched_one_after_another(tiny, family):
+    """The CPU in the place of the GPU: the same hooks, hooked anew after every call."""
+    pipe, call = getattr(tiny, family)(), SD if family == "sd" else FLUX
+    before = own(pipe, call)
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooks = pipe._all_hooks
+    for door in ("replay", "inverted", "black-box"):
+        steered = SteeredPipeline(pipe, sampler=BestOfN(1), reward=BRIGHT, seed=0, door=door)
+        assert far(agree(pipe, call, steered=steered), before) < 1e-5
+    assert len(pipe._all_hooks) == len(hooks)
+    assert pipe._all_hooks is not hooks
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["sd", "flux"])
 @pytest.mark.parametrize("how", ["model", "sequential"])
