@@ -38,7 +38,8 @@ class Prefix:
             raise ValueError(
                 f"a prefix of {self.chunks} chunks holds no frames; extend it with frames=True"
             )
-        return torch.cat(self.parts)
+        home = self.parts[-1].device  # earlier ones may come from a file
+        return torch.cat([part.to(home) for part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)

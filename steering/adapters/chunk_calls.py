@@ -47,6 +47,9 @@ class PipelineChunks(ABC):
                     f"{argument!r} of {name} is set for each chunk of each video; leave it out of call"
                 )
         check_call(pipe, self.call)
+        negative = self.call.get("negative_prompt")
+        if negative is not None and not isinstance(negative, str):
+            raise TypeError(f"negative_prompt must be one text for all videos, got {negative!r}")
 
     @abstractmethod
     def cost(self, chunk: int, *, frames: bool) -> Cost:
@@ -115,7 +118,8 @@ class PipelineChunks(ABC):
         self, kept: Sequence[Prefix], items: Sequence[Item], seeds: Sequence[int], frames: bool
     ) -> tuple[Watched, list[Tensor]]:
         """One call of the pipeline: what was seen of it, and the last latents of each chunk made."""
-        before = [p.latents for p in kept if p.latents is not None]
+        home = self.pipe._execution_device
+        before = [p.latents.to(home) for p in kept if p.latents is not None]
         latents = torch.stack(before) if before else None
         finals = _Finals()
         generators = [seeded_generator(seed) for seed in seeds]

@@ -70,7 +70,8 @@ class HeliosChunks(PipelineChunks):
 
     def _joined(self, prefix: Prefix, finals: Sequence[Tensor], frames: Tensor | None) -> Prefix:
         last = finals[-1]
-        latents = last if prefix.latents is None else torch.cat([prefix.latents, last], 1)
+        before = [] if prefix.latents is None else [prefix.latents.to(last)]
+        latents = torch.cat([*before, last], 1)
         parts = () if frames is None else (*prefix.parts, frames)
         return Prefix(prefix.chunks + 1, latents, parts)
 
@@ -142,7 +143,7 @@ class AnyFlowChunks(PipelineChunks):
         return given if latents is None else {**given, "video_latents": latents}
 
     def _joined(self, prefix: Prefix, finals: Sequence[Tensor], frames: Tensor | None) -> Prefix:
-        before = [] if prefix.latents is None else [prefix.latents]
+        before = [] if prefix.latents is None else [prefix.latents.to(finals[0])]
         latents = torch.cat([*before, *finals])
         return Prefix(prefix.chunks + 1, latents, () if frames is None else (frames,))
 
