@@ -64,8 +64,7 @@ class HeliosChunks(PipelineChunks):
         if latents is None:
             return given
         given |= {"video_latents": latents, "add_noise_to_video_latents": False}
-        if self.call.get("keep_first_frame", known["keep_first_frame"]):
-            given |= {"image_latents": latents[:, :, :1], "add_noise_to_image_latents": False}
+        given |= {"image_latents": latents[:, :, :1], "add_noise_to_image_latents": False}
         return given
 
     def _joined(self, prefix: Prefix, finals: Sequence[Tensor], frames: Tensor | None) -> Prefix:
