@@ -82,23 +82,24 @@ class TreeOfFrames:
         Args:
             start: chunks that there are already.
         """
-        cost, alive = Cost(), 1
-        for i, level in enumerate(self.levels):
-            count = alive * level.branch
+        cost = Cost()
+        for i, (level, count) in enumerate(zip(self.levels, self._counts(), strict=True)):
             looked = self._looks(i, count)
             one = self.generator.cost(start + i, frames=looked)
-            one += Cost(reward_calls=level.calls_per_row * looked)
-            cost, alive = cost + count * one, min(level.keep, count)
+            cost += count * (one + Cost(reward_calls=level.calls_per_row * looked))
         return cost
 
     @property
     def chunk_count(self) -> int:
         """How many chunks are made of a prompt."""
-        made, alive = 0, 1
+        return sum(self._counts())
+
+    def _counts(self) -> Iterator[int]:
+        """How many chunks are made on each level."""
+        alive = 1
         for level in self.levels:
-            made += alive * level.branch
+            yield alive * level.branch
             alive = min(level.keep, alive * level.branch)
-        return made
 
     def begin(
         self,

@@ -58,7 +58,7 @@ def helios() -> Any:
 
 
 def helios_pyramid(*, distilled: bool = False) -> Any:
-    """Helios whose chunks are made at three sizes; the distilled one starts anew from its noise in every step."""
+    """Helios whose chunks are made at three sizes, the distilled one by another scheduler."""
     # At gamma 1/3 the covariance of the block noise has no factor in float32.
     kind = HeliosDMDScheduler if distilled else diffusers.HeliosScheduler
     return diffusers.HeliosPyramidPipeline(
