@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rewards.product import Product
     from rewards.shapes import ShapesCLIP, ShapesVerifier
     from rewards.shapes_planner import ShapesPlanner
+    from rewards.stages import stage_rewards
     from rewards.transformers_clip import TransformersCLIPScore, TransformersEncoder
     from rewards.vision_language import VisionLanguageModel
     from rewards.vqa import VQAScore
@@ -72,6 +73,7 @@ _HOMES = {
     "WeightedSum": "rewards.ensemble",
     "WeightsUnavailable": "rewards.weights",
     "fit_to_judge": "rewards.judge",
+    "stage_rewards": "rewards.stages",
 }
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "WeightedSum",
     "WeightsUnavailable",
     "fit_to_judge",
+    "stage_rewards",
 ]
 
 

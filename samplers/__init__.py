@@ -3,12 +3,14 @@
 from samplers.adaptive import AdaptiveBestOfN
 from samplers.best_first import BestFirst
 from samplers.best_of_n import BestOfN, BestOfNState
+from samplers.chunk_level import ChunkLevel
 from samplers.depth_first import DepthFirst
 from samplers.dlbs import DLBS
 from samplers.dts import DTS
 from samplers.dts_star import DTSStar
 from samplers.evo_search import EvoSearch
 from samplers.fk import FKSteering
+from samplers.frames_state import FramesState
 from samplers.gate import Gate
 from samplers.gibbs import ParticleGibbs, RetainedPath
 from samplers.guidance import Gradient
@@ -40,6 +42,7 @@ from samplers.stopping import ExpectedGain
 from samplers.store import Room
 from samplers.temperature import Adaptive, Auto, Constant, Exponential, Signal
 from samplers.tree_g import TreeG
+from samplers.tree_of_frames import TreeOfFrames
 from samplers.tree_state import TreeState
 from samplers.values import LookAhead, Predicted, SoftValue, Successor
 from samplers.zeno import ZeNO
@@ -64,6 +67,7 @@ __all__ = [
     "BestOfN",
     "BestOfNState",
     "BootstrapSMC",
+    "ChunkLevel",
     "CoDe",
     "Constant",
     "DTSStar",
@@ -74,6 +78,7 @@ __all__ = [
     "ExpectedGain",
     "Exponential",
     "FKSteering",
+    "FramesState",
     "FunnelSMC",
     "Gate",
     "Gradient",
@@ -99,6 +104,7 @@ __all__ = [
     "TemperedSMC",
     "TopB",
     "TreeG",
+    "TreeOfFrames",
     "TreeState",
     "ZeNO",
     "ZeroOrder",

@@ -28,10 +28,10 @@ def values(scores: Scores) -> Tensor:
     if scores.ranked is None:
         return scores.total
     table = _table(scores)
-    beaten = sum(
-        (_beaten(column) for column in table.T.contiguous()), torch.zeros(len(table)).double()
+    shares = sum(
+        (others_beaten(column) for column in table.T.contiguous()), torch.zeros(len(table)).double()
     )
-    ranks = beaten / (len(scores.ranked) * max(len(table) - 1, 1))
+    ranks = shares / (len(scores.ranked) * max(len(table) - 1, 1))
     return torch.where(torch.isneginf(scores.total), scores.total, ranks)
 
 
@@ -166,7 +166,7 @@ def _table(scores: Scores) -> Tensor:
     return torch.where(torch.isneginf(scores.total)[:, None], -torch.inf, table)
 
 
-def _beaten(column: Tensor) -> Tensor:
+def others_beaten(column: Tensor) -> Tensor:
     """How many of the others each is better than, ties counting half, float64 ``(n,)``."""
     ordered = column.sort().values
     below = torch.searchsorted(ordered, column)

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,50 @@ def test_examples_run(page, given, capsys):
         assert given["out"].steering.scores
 
 
+TREE = ROOT / "docs" / "tree-of-frames.md"
+
+
+def test_the_example_of_the_tree_of_frames_runs(monkeypatch):
+    """On the tiny Helios, in place of one that is downloaded, and a reward without weights."""
+    import diffusers
+    from tiny_pipelines import chunked
+
+    from rewards import PythonFunction
+
+    pipe = chunked.helios()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to = lambda device: pipe
+    monkeypatch.setattr(diffusers.HeliosPipeline, "from_pretrained", lambda name: pipe)
+    bright = PythonFunction(lambda images, prompts: images.mean((1, 2, 3)), name="bright")
+    monkeypatch.setattr("rewards.clip.CLIPScore", lambda: bright)
+    [code] = blocks(TREE, "python")
+    told = re.search(r"# (\d+) chunks of (\d+) frames: (\d+) denoiser calls", code)
+    made, _, calls = (int(number) for number in told.groups())
+    given = {}
+    small = '"height": 16, "width": 16, "num_inference_steps": 2, "max_sequence_length": 16'
+    call = re.search(r'"height": 384, "width": 640, "num_inference_steps": 50', code)[0]
+    exec(compile(code.replace(call, small), str(TREE), "exec"), given)
+    assert given["video"].shape == (132, 3, 16, 16)
+    assert given["tree"].chunk_count == made
+    assert given["tree"].plan().nfe == made * 2 == given["state"].spent.nfe
+    assert calls == made * 50
+
+
+def test_the_costs_of_the_tree_of_frames_are_as_said():
+    from rewards import MotionAmount
+    from samplers import ChunkLevel, TreeOfFrames
+
+    judges = dict.fromkeys(("first", "middle", "last"), MotionAmount())
+    rows = re.findall(r"^\| `branch=\((.*?)\), keep=(\d)` \| (.*?) \|$", TREE.read_text(), re.M)
+    assert len(rows) == 2
+    for branch, keep, counts in rows:
+        for chunks, count in zip((4, 8, 16), counts.split(" | "), strict=True):
+            levels = ChunkLevel.stages(
+                chunks, **judges, branch=tuple(map(int, branch.split(","))), keep=int(keep)
+            )
+            assert TreeOfFrames(SimpleNamespace(chunks=None), levels).chunk_count == int(count)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "README"], ids=ids)
 def test_commands_parse_and_plan(page, capsys):
     found = blocks(page, "sh")
@@ -100,7 +145,12 @@ def test_every_configuration_is_named_in_the_index_and_on_its_page():
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", ROOT / "docs" / "pipelines.md", ROOT / "docs" / "repair.md", *PAGES],
+    [
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("pipelines", "repair", "video")),
+        ROOT / "docs" / "tree-of-frames.md",
+        *PAGES,
+    ],
     ids=ids,
 )
 def test_links_lead_somewhere(page):
