@@ -3,7 +3,8 @@
     python scripts/results_page.py
 
 It reads from ``docs/results/``: ``shapes-*.json`` and ``search-*.json`` (both of ``scripts/benchmark.py
-shapes``; files without figures by prompt are passed over), ``exactness*.json``, ``digits*.json``,
+shapes``; files without figures by prompt are passed over), ``exactness*.json``,
+``normalising-constant.json`` (cells of the exactness benchmark with many more runs), ``digits*.json``,
 ``trees*.json`` and ``flows*.json``, each where there is one, and writes ``docs/results.md`` with
 ``docs/results-*.png``. What is said of the figures stands in ``docs/results-discussion.md``, which is
 included as it is. Nothing else is typed in by hand, nor are verdicts on published orderings.
@@ -126,7 +127,7 @@ def _sections(results: Path, page: Path) -> dict[str, str]:
         "shapes": _shapes(shapes, page),
         "claims": _claims(shapes),
         "search": _search(search, page),
-        "exactness": _tables(EXACTNESS, exact, page, exactness_tables),
+        "exactness": _exactness(exact, results / "normalising-constant.json", page),
         "trees": _trees(trees, page),
         "digits": _digits(digits, page),
         "flows": _tables("", flows, page, flow_tables),
@@ -173,6 +174,16 @@ def _trees(paths: Sequence[Path], page: Path) -> str:
     trees_plot(rows, path)
     picture = f"![mode total variation against denoiser calls]({path.name})\n"
     return "\n".join([TREES, _sources(paths, page), picture, trees_tables(rows)])
+
+
+def _exactness(paths: Sequence[Path], longer: Path, page: Path) -> str:
+    rows = _rows(paths)
+    if not rows:
+        return ""
+    more = [longer] if longer.exists() else []
+    return "\n".join(
+        [EXACTNESS, _sources([*paths, *more], page), exactness_tables(rows, _rows(more))]
+    )
 
 
 def _tables(

@@ -65,8 +65,19 @@ That is what heavy tails do: where much of Z lies in runs so rare that none was 
 seen is too low, and so is its error; under weaker tilts the same searches are unbiased (tested)."""
 
 
-def exactness_tables(rows: Sequence[Row]) -> str:
-    """Distances of mode masses; then evidence and independent samples. Of a cell, its last row."""
+LONGER = """\
+Cells from those that are too low again, with many more runs and another seed: if tails were the whole
+cause, the mean rises to 1 with the runs, or is told by ever fewer of them.
+"""
+
+
+def exactness_tables(rows: Sequence[Row], longer: Sequence[Row] = ()) -> str:
+    """Distances of mode masses; then evidence and independent samples. Of a cell, its last row.
+
+    Args:
+        rows: of ``scripts/benchmark.py exactness``.
+        longer: of the same with many more runs, for the normalising constant alone.
+    """
     cells = {(row["sampler"], row["k"], row["problem"]): row for row in rows}
     if not cells:
         return ""
@@ -78,6 +89,7 @@ def exactness_tables(rows: Sequence[Row]) -> str:
     parts += ["### Mean reward\n", REWARDS]
     parts += [f"k = {k}:\n\n{_by_problem(cells, k, _reward, laws=True)}" for k in counts]
     parts += ["### Normalising constant and independent samples\n", EVIDENCE, unbiased(cells)]
+    parts += [LONGER, longer_runs(cells, longer)] if longer else []
     parts += [f"k = {k}:\n\n{_by_problem(cells, k, _evidence)}" for k in counts]
     return "\n".join(parts)
 
@@ -159,6 +171,25 @@ def unbiased(cells: Cells) -> str:
         if r not in skewed and r.get("z_largest") is not None
     )
     return told + (f"; in the rest less:\n{rest}.\n" if rest else ".\n")
+
+
+def longer_runs(cells: Cells, longer: Sequence[Row]) -> str:
+    """Estimates of Z in the page's cells, and in the same with more runs, side by side."""
+    of_each = ["runs", "of Z", "largest run"]
+    head = ["sampler", "problem", "k", *of_each, *of_each]
+    lines = []
+    for row in longer:
+        cell = cells[row["sampler"], row["k"], row["problem"]]
+        told = [f"`{row['sampler']}`", row["problem"], str(row["k"])]
+        for found in (cell, row):
+            told += [f"{found['runs']:,}", _share_of_z(found), f"{100 * found['z_largest']:.1f} %"]
+        lines.append(told)
+    return table(head, lines)
+
+
+def _share_of_z(row: Row) -> str:
+    told = f"{number(row['z_ratio'], 2)} ± {number(row['z_ratio_se'], 2)}"
+    return f"**{told}**" if _off(row) else told
 
 
 def _adaptive(row: Row) -> bool:

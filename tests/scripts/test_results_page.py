@@ -244,6 +244,14 @@ def test_cells_are_set_beside_the_best_known():
     assert "In 0 of them a single run gives more than 5 % of the mean; in the rest less:" in text
 
 
+def test_longer_runs_stand_beside_the_pages_own():
+    report = module("report_exact")
+    own = exact("tds", "rare", 4, 0.1, runs=300, z_ratio=0.5)
+    longer = exact("tds", "rare", 4, 0.1, runs=20_000, z_ratio=0.95, z_largest=0.2)
+    line = "| `tds` | rare | 4 | 300 | **.50 ± .02** | 1.0 % | 20,000 | .95 ± .02 | 20.0 % |"
+    assert line in report.longer_runs({("tds", 4, "rare"): own}, [longer])
+
+
 # ---- flows, trees
 
 
