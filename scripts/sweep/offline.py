@@ -155,6 +155,10 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
+#: Options of what prepares pictures, likewise.
+PICTURES = {"tiny-random-DPTForDepthEstimation": {"size": {"height": 32, "width": 32}}}
+
+
 def _processor(words: Words) -> Any:
     """A tokenizer; with what reads pictures beside it where the tests ask for both."""
     if not words.numbered:
@@ -212,6 +216,14 @@ def _standing_in(kinds: dict[str, Any], make: Callable[[Any], Any]) -> Any:
     return staticmethod(from_pretrained)
 
 
+def _prepared(cls: type, name: str, **_: Any) -> Any:
+    """What prepares pictures, of the class that was asked for."""
+    options = PICTURES.get(str(name).rsplit("/", 1)[-1])
+    if options is None:
+        raise OSError(f"{name} is not on this machine and has no stand-in")
+    return cls(**options)
+
+
 def stand_in() -> None:
     """From here on, ``from_pretrained`` answers with stand-ins, and fails for all else."""
     words = _standing_in(TOKENIZERS, tokenizer)
@@ -222,5 +234,6 @@ def stand_in() -> None:
         (transformers.ProcessorMixin, _standing_in(TOKENIZERS, _processor)),
         (transformers.AutoConfig, _standing_in(CONFIGURATIONS, lambda make: make())),
         (transformers.PreTrainedModel, _standing_in(MODELS, lambda make: make())),
+        (transformers.ImageProcessingMixin, classmethod(_prepared)),
     ):
         patch.object(kind, "from_pretrained", answer).start()
