@@ -4,7 +4,7 @@
 
 Every class that makes tiny components has a process of its own, with a limit of time. Run again with the
 same file, only classes that it lacks are run; ``--again`` runs those anew whose trajectory was not the
-pipeline's own.
+pipeline's own, ``--anew`` all that ``--only`` names.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="classes at once")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a class")
     parser.add_argument("--again", action="store_true", help="also those that did not work")
+    parser.add_argument("--anew", action="store_true", help="also those that worked")
     options = parser.parse_args(args)
     sweep(
         options.checkout.resolve(),
@@ -52,6 +53,7 @@ def main(args: list[str] | None = None) -> None:
         processes=options.processes,
         timeout=options.timeout,
         again=options.again,
+        anew=options.anew,
     )
 
 
@@ -63,6 +65,7 @@ def sweep(
     processes: int = 1,
     timeout: float = 120.0,
     again: bool = False,
+    anew: bool = False,
 ) -> dict[str, int]:
     """Measure the classes that the file lacks.
 
@@ -73,6 +76,7 @@ def sweep(
         processes: classes at once.
         timeout: seconds for a class.
         again: also run classes whose row shows no trajectory that is the pipeline's own.
+        anew: also run all others.
 
     Returns:
         How many classes have each outcome.
@@ -88,7 +92,8 @@ def sweep(
     os.environ.update(_ALONE)
     _PROCESSES.set_forkserver_preload(_PRELOADED)
     results = Results(path, device="cpu", seed=0)
-    done = {row["class"] for row in results.rows if not again or works(row)}
+    kept = [row for row in results.rows if not anew and (not again or works(row))]
+    done = {row["class"] for row in kept}
     wanted = [name for name in names if name not in done]
     with ThreadPoolExecutor(processes) as pool:
         jobs = {pool.submit(_apart, checkout, name, timeout): name for name in wanted}

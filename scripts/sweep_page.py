@@ -41,6 +41,7 @@ _OUTCOMES = {
     "measured": "differ by more than 1e-4",
     "broken": "accepted, and then could not be compared",
     "not finite": "make numbers that are not finite",
+    "one step": "make one step alone, which shows nothing of a trajectory",
     "black box": "are served as a black box (`latents=`), for searches over noise alone",
     "refused": "are refused by all doors",
     "fails itself": "fail by themselves, on the test's own inputs",

@@ -102,10 +102,10 @@ class Calls:
             parts = self._packer.map("denoise", self._denoise_batch, rows)
             if keep_graph:
                 parts = [
-                    _CountBackward.apply(x_0, eps, live.usage)
-                    for (x_0, eps), live in zip(parts, waiting, strict=True)
+                    (*_CountBackward.apply(x_0, eps, live.usage), *variance)
+                    for (x_0, eps, *variance), live in zip(parts, waiting, strict=True)
                 ]
-        return [Posterior(x_0, eps) for x_0, eps in parts]
+        return [Posterior(*part) for part in parts]
 
     def _denoise_batch(self, batch: Batch) -> tuple[Tensor, ...]:
         times, handles = batch.extras
@@ -116,7 +116,9 @@ class Calls:
             usage.nfe += n
             usage.passes += n * passes
         batch.payers[0][0].padding += batch.padding
-        return posterior.x_0, posterior.eps
+        if posterior.variance is None:
+            return posterior.x_0, posterior.eps
+        return posterior.x_0, posterior.eps, posterior.variance
 
     # ---- whole roll-outs
 

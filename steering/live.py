@@ -256,6 +256,7 @@ def new_problem(job: Job, model: Model, calls_per_row: int) -> Problem:
         usage=Usage(),
         initial_std=model.initial_std,
         origin=getattr(model, "origin", None),
+        reached=getattr(model, "reached", None),
         given=getattr(job.conditioning, "initial", None),
         spread=job.spread,
         at=model.at,

@@ -26,14 +26,18 @@ class Posterior:
     Attributes:
         x_0: predicted clean state ``(n, *shape)``.
         eps: predicted noise ``(n, *shape)``.
+        variance: what the network says besides of the noise that its own scheduler adds, ``(n, ...)``,
+            where it learned that; only that scheduler's steps read it, no transition of ours.
     """
 
     x_0: Tensor
     eps: Tensor
+    variance: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Posterior:
         """The chosen rows, so that resampling is ``posterior[ancestors]``."""
-        return Posterior(self.x_0[rows], self.eps[rows])
+        variance = None if self.variance is None else self.variance[rows]
+        return Posterior(self.x_0[rows], self.eps[rows], variance)
 
 
 def known_prediction(kind: str) -> Prediction:

@@ -107,6 +107,8 @@ class Problem:
         usage: what this search has spent so far; only the engine writes it.
         initial_std: standard deviation of the state at ``grid[0]``.
         origin: what noise is added to there, ``(1, *shape)``: a noised picture; None for nothing.
+        reached: 1 where that noise reaches the state and 0 where the picture is kept, ``(1, *shape)``;
+            None: it reaches all.
         given: states at ``grid[0]`` that the user or the pipeline's generator decided, for the first
             draws, ``(m, *shape)``; None where the streams decide all.
         at: the model's time record of any log-SNR, for steps that leave the grid.
@@ -123,6 +125,7 @@ class Problem:
     usage: Usage
     initial_std: float = 1.0
     origin: Tensor | None = None
+    reached: Tensor | None = None
     given: Tensor | None = None
     spread: float | None = None
     at: Callable[[float], Time] = _no_model
@@ -140,6 +143,8 @@ class Problem:
 
     def started(self, noise: Tensor) -> Tensor:
         """States at ``grid[0]`` of unit noise ``(n, *shape)``."""
+        if self.reached is not None:
+            noise = noise * self.reached.to(noise)
         x_t = noise * self.initial_std
         return x_t if self.origin is None else x_t + self.origin.to(x_t)
 

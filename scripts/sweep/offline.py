@@ -13,8 +13,9 @@ from typing import Any
 from unittest.mock import patch
 
 import tokenizers
+import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _CHAT = (
@@ -34,6 +35,7 @@ class Words:
         form: special tokens around a text ``$A``.
         length: longest sequence.
         numbered: further special tokens that are given by name and number.
+        left: whether padding comes first, with the positions of the tokens beside them (ChatGLM).
     """
 
     special: tuple[str, ...] = ("pad", "eos", "unk", "bos")
@@ -41,6 +43,7 @@ class Words:
     form: str = "$A eos"
     length: int = 512
     numbered: tuple[tuple[str, int], ...] = ()
+    left: bool = False
 
 
 _CLIP = Words(("bos", "pad", "eos", "unk"), form="bos $A eos", length=77)
@@ -74,6 +77,7 @@ TOKENIZERS = {
     "tiny-random-Qwen2VLForConditionalGeneration": _QWEN,
     "Qwen3-Embedding-0.6B": _QWEN,
     "glm-4-9b-chat": Words(form="$A", length=8192),
+    "tiny-random-chatglm3-6b": Words(form="bos $A", length=8192, left=True),
     "Mistral-Small-3.1-24B-Instruct-2503-only-processor": _LLAMA,
 }
 
@@ -119,6 +123,27 @@ def _llama() -> Any:
     return transformers.LlamaForCausalLM(config).eval()
 
 
+def _chatglm() -> Any:
+    from diffusers.pipelines.kolors import text_encoder  # slow, and two tests alone want it
+
+    config = text_encoder.ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=99,
+        hidden_size=8,
+        ffn_hidden_size=37,
+        kv_channels=4,
+        num_attention_heads=2,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        original_rope=True,
+    )
+    model = text_encoder.ChatGLMModel(config, empty_init=False)
+    for parameter in model.parameters():  # its norms come without numbers
+        torch.nn.init.ones_(parameter) if parameter.ndim == 1 else torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
 #: Configurations and models, likewise.
 CONFIGURATIONS: dict[str, Callable[[], Any]] = {"tiny-random-t5": _t5_config}
 MODELS: dict[str, Callable[[], Any]] = {
@@ -126,7 +151,12 @@ MODELS: dict[str, Callable[[], Any]] = {
     "tiny-random-BertModel": _bert,
     "tiny-random-umt5": _umt5,
     "tiny-random-LlamaForCausalLM": _llama,
+    "tiny-random-chatglm3-6b": _chatglm,
 }
+
+
+#: Options of what prepares pictures, likewise.
+PICTURES = {"tiny-random-DPTForDepthEstimation": {"size": {"height": 32, "width": 32}}}
 
 
 def _processor(words: Words) -> Any:
@@ -139,6 +169,15 @@ def _processor(words: Words) -> Any:
         video_processor=transformers.Qwen2VLVideoProcessor(),
         chat_template=_CHAT,
     )
+
+
+class _Positioned(PreTrainedTokenizerFast):
+    """Says where tokens stand, counted without the padding before them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().__call__(*args, **kwargs)
+        found["position_ids"] = (found["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return found
 
 
 def tokenizer(words: Words) -> PreTrainedTokenizerFast:
@@ -154,7 +193,12 @@ def tokenizer(words: Words) -> PreTrainedTokenizerFast:
     ends = [(token, numbers[token]) for token in special]
     core.post_processor = processors.TemplateProcessing(single=form, special_tokens=ends)
     core.add_special_tokens([*special, *dict(words.numbered)])
-    return PreTrainedTokenizerFast(
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("<unk>", "?"), decoders.Fuse()]
+    )  # a text as long
+    kind = _Positioned if words.left else PreTrainedTokenizerFast
+    return kind(
+        padding_side="left" if words.left else "right",
         tokenizer_object=core,
         model_max_length=words.length,
         chat_template=_CHAT,
@@ -172,6 +216,14 @@ def _standing_in(kinds: dict[str, Any], make: Callable[[Any], Any]) -> Any:
     return staticmethod(from_pretrained)
 
 
+def _prepared(cls: type, name: str, **_: Any) -> Any:
+    """What prepares pictures, of the class that was asked for."""
+    options = PICTURES.get(str(name).rsplit("/", 1)[-1])
+    if options is None:
+        raise OSError(f"{name} is not on this machine and has no stand-in")
+    return cls(**options)
+
+
 def stand_in() -> None:
     """From here on, ``from_pretrained`` answers with stand-ins, and fails for all else."""
     words = _standing_in(TOKENIZERS, tokenizer)
@@ -182,5 +234,6 @@ def stand_in() -> None:
         (transformers.ProcessorMixin, _standing_in(TOKENIZERS, _processor)),
         (transformers.AutoConfig, _standing_in(CONFIGURATIONS, lambda make: make())),
         (transformers.PreTrainedModel, _standing_in(MODELS, lambda make: make())),
+        (transformers.ImageProcessingMixin, classmethod(_prepared)),
     ):
         patch.object(kind, "from_pretrained", answer).start()

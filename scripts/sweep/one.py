@@ -37,8 +37,8 @@ def measure(test: Any) -> dict[str, Any]:
     """One row of the table.
 
     ``outcome`` is ``"not built"`` where components or inputs cannot be made here, ``"fails itself"``
-    where the pipeline's own call does, ``"refused"``, ``"measured"``, or ``"black box"``; ``notes``
-    say in what the call differs from the test's.
+    where the pipeline's own call does, ``"refused"``, ``"measured"``, ``"one step"`` where that is all
+    it makes, or ``"black box"``; ``notes`` say in what the call differs from the test's.
     """
     row: dict[str, Any] = {"pipeline": None, "door": None, "max_diff": None, "decode_diff": None}
     row |= {"reason": "", "notes": []}
@@ -77,6 +77,8 @@ def _entered(pipe: Any, call: dict[str, Any], prompt: str) -> dict[str, Any]:
     if isinstance(model, BlackBoxModel):
         return row | {"outcome": "black box"}
     row |= {"any_order": model.abilities.any_order, "steps": model.scheduler_calls()}
+    if row["steps"] < 2:
+        return row | {"outcome": "one step"}
     try:
         found = trajectory(pipe, model, call, prompt)
         base, other = (
@@ -146,7 +148,7 @@ def _asked(pipe: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], str, list
     prompt = prompt if isinstance(prompt, str) else prompt[0]
     try:
         if counted_by(pipe) == "class_labels":
-            (prompt,) = probes(pipe, [prompt])
+            prompt = probes(pipe, call, [prompt])[0].prompt
     except Refusal:
         pass  # entering will say so
     return call, prompt, notes

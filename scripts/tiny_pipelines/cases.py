@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tiny_pipelines import guided, kandinsky, stable_diffusion, transformers_2d, videos
+from tiny_pipelines import deepfloyd, guided, kandinsky, stable_diffusion, transformers_2d, videos
 from tiny_pipelines.parts import MASK, OTHER, PICTURE
 
 _SMALL = {"height": 16, "width": 16}
@@ -48,6 +48,8 @@ def _embedded_2_2() -> Case:
     return Case(kandinsky.kandinsky_2_2, case.call, case.control)
 
 
+_LTX = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16}
+_FLOYD = {"clean_caption": False}
 _PIXART = {**_SMALL, "use_resolution_binning": False, "clean_caption": False}
 
 CASES: dict[str, Case] = {
@@ -99,14 +101,17 @@ CASES: dict[str, Case] = {
     "KandinskyV22": _embedded_2_2(),
     "HunyuanImage, classifier-free guider": Case(guided.hunyuan_image_plain, _SMALL),
     "HunyuanImage, guider with momentum": Case(guided.hunyuan_image, _SMALL),
+    "DeepFloyd IF": Case(deepfloyd.deepfloyd, _FLOYD),
+    "DeepFloyd IF, inpainting": Case(
+        deepfloyd.deepfloyd_inpaint,
+        {**_FLOYD, **_IMAGE, "mask_image": MASK, "strength": 1.0},
+        _OTHER_IMAGE,
+    ),
     "DDPM": Case(stable_diffusion.ddpm),
     "DDIM": Case(stable_diffusion.ddim),
     "Wan": _video(videos.wan, num_frames=9, max_sequence_length=16),
-    "LTX": Case(
-        videos.ltx,
-        {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16},
-        media="pt",
-    ),
+    "LTX": Case(videos.ltx, _LTX, media="pt"),
+    "LTXImageToVideo": Case(videos.ltx_from_picture, {**_LTX, **_IMAGE}, _OTHER_IMAGE, media="pt"),
     "CogVideoX": _video(videos.cog_video, num_frames=9, max_sequence_length=16),
     "HunyuanVideo": _video(
         videos.hunyuan_video,

@@ -46,6 +46,15 @@ def wan() -> Any:
 
 def ltx() -> Any:
     """LTX, whose state is packed."""
+    return diffusers.LTXPipeline(**_ltx())
+
+
+def ltx_from_picture() -> Any:
+    """LTX from a first frame, which is no part of the state."""
+    return diffusers.LTXImageToVideoPipeline(**_ltx())
+
+
+def _ltx() -> dict[str, Any]:
     torch.manual_seed(0)
     transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8,
@@ -77,13 +86,13 @@ def ltx() -> Any:
         encoder_causal=True,
         decoder_causal=False,
     )
-    return diffusers.LTXPipeline(
-        transformer=lively(transformer),
-        vae=lively(autoencoder),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        text_encoder=t5().eval(),
-        tokenizer=tokenizer(),
-    )
+    return {
+        "transformer": lively(transformer),
+        "vae": lively(autoencoder),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+        "text_encoder": t5().eval(),
+        "tokenizer": tokenizer(),
+    }
 
 
 def cog_video() -> Any:

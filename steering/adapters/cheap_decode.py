@@ -106,7 +106,8 @@ class LinearDecode(CheapDecode):
         generator = torch.Generator().manual_seed(self.seed)
         x_t = torch.randn((self.samples, *model.shape), generator=generator).to(model.device)
         x_t, grid = x_t * model.initial_std, model.grid
-        origin = getattr(model, "origin", None)
+        reached, origin = (getattr(model, name, None) for name in ("reached", "origin"))
+        x_t = x_t if reached is None else x_t * reached
         x_t = x_t if origin is None else x_t + origin
         known = model.encode(list(self.prompts))
         handles = [known[i % len(known)] for i in range(self.samples)]

@@ -168,6 +168,11 @@ class InvertedModel:
         return self._start.origin
 
     @property
+    def reached(self) -> Tensor | None:
+        """1 where that noise reaches the state and 0 elsewhere, ``(1, *shape)``; None: everywhere."""
+        return self._start.reached
+
+    @property
     def passes(self) -> int:
         """Network passes that a row costs."""
         return self._facts.passes
@@ -316,6 +321,7 @@ class InvertedModel:
                 skipped=facts.skipped,
                 restated=facts.changes,
                 first=first,
+                learned_variance=facts.learned_variance,
             )
 
         return run_of(make, self._grid, start, stop)

@@ -28,10 +28,11 @@ from steering.adapters.checks import (
 )
 from steering.adapters.clock import find_time
 from steering.adapters.conditioning import drawn_pieces, first_step
-from steering.adapters.guidance import fit_guidance
+from steering.adapters.guidance import Guidance, fit_guidance
 from steering.adapters.leaves import LatentsLeaf, latents_leaf, row_leaf, same
 from steering.adapters.own_call import own_call
 from steering.adapters.replay import CallPlan, Plan, fit_to_state, split_blocks
+from steering.adapters.variance import find_variance, parted
 from steering.schedulers import call_times, training_interpolant
 from steering.times import Time
 
@@ -72,16 +73,18 @@ def learn(pipe: Any, call: Mapping[str, Any], *, negative: bool) -> Plan:
         for k in range(len(windows[0]))
     )
     first = recording.steps[0]
+    guidance, variance = _learn_guidance(pipe, call, recording, windows, calls)
     plan = Plan(
         network=recording.network,
         calls=calls,
-        guidance=_learn_guidance(pipe, call, recording, windows, calls),
+        guidance=guidance,
         shape=tuple(first.sample.shape[1:]),
         dtype=first.sample.dtype,
         outputs=tuple(c.raw for c in windows[0]),
         rows=_ROWS,
         extra=_constant_extra(recording),
         scheduler=recording.scheduler,
+        variance=variance,
     )
     _check_first_step(pipe, plan, recording, windows[0], times[0])
     _check_alone(pipe, call, plan, times[0], pairs[-1])
@@ -235,23 +238,27 @@ def _learn_guidance(
     recording: Recording,
     windows: Sequence[Sequence[NetworkCall]],
     plans: Sequence[CallPlan],
-) -> Any:
-    shape = recording.steps[0].sample.shape[1:]
-    outputs = [
+) -> tuple[Guidance, int | None]:
+    """How outputs are joined, and which of them holds the variance that is handed over, if any."""
+    sample = recording.steps[0].sample
+    whole = [
         [
-            fit_to_state(block, shape)
+            block
             for c, plan in zip(window, plans, strict=True)
             for block in split_blocks(c.output, plan.latents.blocks)
         ]
         for window in windows
     ]
+    outputs = [[fit_to_state(block, sample.shape[1:]) for block in blocks] for blocks in whole]
+    handed = [parted(step.model_output, sample) for step in recording.steps]
     values = {**signature_of(pipe), **call}
     numbers = [
         float(v)
         for name, v in values.items()
         if isinstance(v, int | float) and ("guidance" in name or "cfg" in name)
     ]
-    return fit_guidance(outputs, [step.model_output for step in recording.steps], numbers)
+    guidance = fit_guidance(outputs, [prediction for prediction, _ in handed], numbers)
+    return guidance, find_variance(whole, [variance for _, variance in handed], sample)
 
 
 def _constant_extra(recording: Recording) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.adapters.variance import parted
 from steering.prediction import Posterior, posterior_of
 from steering.schedulers import prediction_of, time_at, training_interpolant
 from steering.times import Time
@@ -27,10 +28,13 @@ class Mixing:
     weights: tuple[Tensor, Tensor, Tensor, Tensor]
 
     def posterior(self, x_t: Tensor, output: Tensor) -> Posterior:
-        """Posterior of states ``(B, *shape)`` with these outputs."""
+        """Posterior of states ``(B, *shape)`` with these outputs, a learned variance behind them."""
         from_state, from_output, eps_state, eps_output = self.weights
+        output, variance = parted(output, x_t)
         return Posterior(
-            from_state * x_t + from_output * output, eps_state * x_t + eps_output * output
+            from_state * x_t + from_output * output,
+            eps_state * x_t + eps_output * output,
+            variance,
         )
 
 

@@ -16,6 +16,7 @@ from steering.adapters.inverted import InvertedLoop, Turn
 from steering.adapters.leaves import same
 from steering.adapters.loop_rows import Asked, LoopCalls, Way
 from steering.adapters.own_call import OwnStep, own_call
+from steering.adapters.variance import doubles
 
 _PROMPT = "two red cubes on a table"
 _STEPS = 3  # of the pipeline's own call that loops are compared with
@@ -68,6 +69,11 @@ class LoopFacts:
     def scales(self) -> bool:
         """Whether the scheduler scales what the network sees."""
         return float(getattr(self.scheduler, "init_noise_sigma", 1.0)) != 1.0
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the pipeline hands its scheduler a learned variance behind the prediction."""
+        return doubles(self.steps[0].output, self.steps[0].sample)
 
     @property
     def changes(self) -> bool:
@@ -136,10 +142,10 @@ def _copies(first: Turn) -> int:
     rows = len(first.sample)
     if any(not same(row, first.sample[0]) for row in first.sample):
         raise Refusal(f"one prompt became {rows} states; cannot tell which is whose")
-    if first.output.shape != first.sample.shape:
+    if first.output.shape != first.sample.shape and not doubles(first.output, first.sample):
         raise Refusal(
             f"the prediction {tuple(first.output.shape)} has another shape than the state "
-            f"{tuple(first.sample.shape)} (a learned variance, say), which no transition of ours reads"
+            f"{tuple(first.sample.shape)}, which no transition of ours reads"
         )
     return rows
 

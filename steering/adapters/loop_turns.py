@@ -89,7 +89,7 @@ class LoopTurns:
                 handle.first = self._own_first(handle)
                 self._calls.tally.setup -= 1
                 self._calls.tally.asked += len(x)
-            return x, handle.first.expand_as(x)
+            return x, handle.first.expand(len(x), *handle.first.shape[1:])
         rows = self.most if self.fixed else 1 << (len(x) - 1).bit_length()
         scale, factor = self._scales(time)
         own = torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])]) * scale

@@ -295,7 +295,13 @@ class PipelineModel:
 
         def make(first: int) -> PipelineSchedule:
             return PipelineSchedule(
-                plan.scheduler, plan.extra, conditioning, draws, seeds, first=first
+                plan.scheduler,
+                plan.extra,
+                conditioning,
+                draws,
+                seeds,
+                first=first,
+                learned_variance=plan.variance is not None,
             )
 
         return run_of(make, self._grid, start, stop)

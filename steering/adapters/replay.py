@@ -16,6 +16,7 @@ from steering.adapters.clock import TimeLeaf
 from steering.adapters.guidance import Guidance
 from steering.adapters.leaves import LatentsLeaf, Piece, RowLeaf, rebuild, same
 from steering.adapters.stand import first_output
+from steering.adapters.variance import appended, parted
 
 #: What one prompt hands to each call: the place of an argument, and the row's piece of it.
 Pieces = tuple[Mapping[int, Piece], ...]
@@ -141,6 +142,8 @@ class Plan:
         rows: prompts in the recorded call.
         extra: further arguments of ``scheduler.step``.
         scheduler: the scheduler as the pipeline configures it, before its first step.
+        variance: output whose second half the pipeline hands to its scheduler behind the prediction;
+            None where it hands over the prediction alone.
     """
 
     network: str
@@ -152,6 +155,7 @@ class Plan:
     rows: int
     extra: dict[str, Any] = field(default_factory=dict)
     scheduler: Any = None
+    variance: int | None = None
 
     @property
     def passes(self) -> int:
@@ -175,7 +179,9 @@ class Plan:
         t: Tensor,
         joined: list[dict[int, Any]],
     ) -> Tensor:
-        """The pipeline's prediction for each row, float32 ``(n, *shape)``.
+        """What the pipeline hands to its scheduler for each row, float32.
+
+        It is the prediction ``(n, *shape)``, and behind its channels a learned variance if there is one.
 
         Args:
             network: the denoiser.
@@ -189,8 +195,11 @@ class Plan:
         # factor is 1 on its own grid, and brings states of other paths there.
         state = scaled.to(self.dtype)
         outputs = [
-            fit_to_state(block, self.shape)
+            block
             for plan, arguments in zip(self.calls, joined, strict=True)
             for block in plan(network, state, scaled, t, arguments)
         ]
-        return self.guidance(outputs)
+        prediction = self.guidance([fit_to_state(block, self.shape) for block in outputs])
+        if self.variance is None:
+            return prediction
+        return appended(prediction, parted(outputs[self.variance], state)[1])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steering.adapters.checks import Refusal
 from steering.adapters.part_way import why_not
+from steering.adapters.variance import appended
 from steering.prediction import Posterior, output_of
 from steering.schedulers import call_times, prediction_of, training_interpolant
 from steering.streams import seeded_generator
@@ -39,6 +40,7 @@ class PipelineSchedule:
         restated: whether to step from the state that a posterior speaks of, since the pipeline changes
             states between its steps.
         first: model call to begin with, its history empty.
+        learned_variance: whether the pipeline hands over a variance behind the prediction.
     """
 
     def __init__(
@@ -52,12 +54,13 @@ class PipelineSchedule:
         skipped: int = 0,
         restated: bool = False,
         first: int = 0,
+        learned_variance: bool = False,
     ) -> None:
         self._scheduler = copy.deepcopy(scheduler)
         self._timesteps = self._scheduler.timesteps[skipped + first :]
         if first:
             _begin_at(self._scheduler, skipped + first)
-        self._kind = prediction_of(scheduler)
+        self._kind, self._learned_variance = prediction_of(scheduler), learned_variance
         self._training = training_interpolant(scheduler)
         self._options = dict(extra)
         self._handle, self._restated = handle, restated
@@ -80,7 +83,8 @@ class PipelineSchedule:
         """State after model call ``index``, ``(n, *shape)``.
 
         Raises:
-            ValueError: calls out of order; the scheduler remembers the ones before.
+            ValueError: calls out of order; the scheduler remembers the ones before. Or a posterior
+                without the variance that the scheduler reads.
         """
         if index != self._done:
             raise ValueError(f"model call {self._done} comes next, got {index}")
@@ -94,7 +98,12 @@ class PipelineSchedule:
         time = self._times[index]
         scale = self._training.scale_from(time)
         trained = Time(time.model_t, time.alpha * scale, time.sigma * scale)
-        output = output_of(self._kind, posterior, trained)
+        if self._learned_variance and posterior.variance is None:
+            raise ValueError(
+                f"a step of {type(self._scheduler).__name__} reads the variance that its network "
+                "predicts, and this posterior was made without; use a transition of ours"
+            )
+        output = appended(output_of(self._kind, posterior, trained), posterior.variance)
         if self._restated:
             x_t = time.alpha * posterior.x_0 + time.sigma * posterior.eps
         after: Any = self._scheduler.step(

@@ -9,7 +9,16 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "pipelines.json"
-SOME = ("StableDiffusionXLImg2Img", "Kandinsky", "HunyuanDiT", "CogVideoX", "Latte", "DDPM")
+SOME = (
+    "StableDiffusionXLImg2Img",
+    "Kandinsky",
+    "HunyuanDiT",
+    "CogVideoX",
+    "Latte",
+    "DDPM",
+    "DeepFloyd IF, inpainting",
+    "LTXImageToVideo",
+)
 WANTED = [
     "StableDiffusion",
     "StableDiffusionImg2Img",
@@ -34,10 +43,13 @@ WANTED = [
     "ZImage",
     "Kandinsky",
     "LatentConsistencyModel",
+    "DeepFloyd IF",
+    "DeepFloyd IF, inpainting",
     "DDPM",
     "DDIM",
     "Wan",
     "LTX",
+    "LTXImageToVideo",
     "CogVideoX",
     "HunyuanVideo",
     "Mochi",
