@@ -1,5 +1,7 @@
 """What users do with their pipelines goes on working, and the pipeline is left as found."""
 
+import shutil
+
 import diffusers
 import numpy as np
 import PIL.Image
@@ -225,13 +227,17 @@ def test_half_precision(tiny, family, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_denoiser(sd, plain, in_place):
+@pytest.mark.parametrize(
+    ("backend", "in_place"), [("eager", False), ("eager", True), ("inductor", False)]
+)
+def test_a_compiled_denoiser(sd, plain, backend, in_place):
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("inductor compiles by g++, which is not installed")
     torch.compiler.reset()
     if in_place:
-        sd.unet.compile(backend="eager")
+        sd.unet.compile(backend=backend)
     else:
-        sd.unet = torch.compile(sd.unet, backend="eager")
+        sd.unet = torch.compile(sd.unet, backend=backend)
     assert far(agree(sd, SD), plain) < 1e-4
 
 
