@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -185,7 +184,7 @@ class DLBS(Search):
     ) -> Generator[Request, Any, Tensor]:
         """``fan`` children of each row at grid index ``i``, those of one parent together."""
         parents = torch.arange(len(x_t), device=x_t.device).repeat_interleave(fan)
-        noise = partial(problem.noise, "transition", range(len(parents)), i - 1)
+        noise = problem.later("transition", range(len(parents)), i - 1)
         t, s = problem.grid[i - 1 : i + 1]
         return (
             yield from move(

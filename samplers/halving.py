@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -259,7 +258,7 @@ class Halving(Search):
                 problem.trace.record(step=i, model_t=grid[i].model_t, reward=reward, ancestors=ids)
                 rows = rows.to(x_t.device)
                 x_t, posterior = x_t[rows], posterior[rows]
-            noise = partial(problem.noise, "transition", ids.tolist(), i)
+            noise = problem.later("transition", ids.tolist(), i)
             x_t = yield from move(
                 problem, self.transition, x_t, posterior, grid[i], grid[i + 1], noise
             )

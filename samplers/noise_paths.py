@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -218,7 +217,7 @@ class NoisePaths(Search):
             posterior = kept.posterior if step == 0 else None
             if posterior is None:
                 posterior = yield Denoise(x_t, t)
-            noise = partial(problem.noise, "transition", draws, step)
+            noise = problem.later("transition", draws, step)
             x_t = yield from move(problem, self._transition, x_t, posterior, t, s, noise)
         return x_t
 

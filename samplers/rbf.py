@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -249,7 +248,7 @@ class RBF(Search):
             torch.cat([c.posterior.eps for c in parents]),
         )
         t, s = problem.grid[i : i + 2]
-        noise = partial(problem.noise, "transition", draws, i)
+        noise = problem.later("transition", draws, i)
         return (yield from move(problem, self._transition, x_t, posterior, t, s, noise))
 
     def _time(self, problem: Problem, chains: int, i: int) -> bool:

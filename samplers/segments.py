@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ def segment(
         t, s = problem.grid[i], problem.grid[i + 1]
         if i > begin:
             posterior = yield Denoise(x_t, t)
-        noise = partial(problem.noise, "transition", draws, i)
+        noise = problem.later("transition", draws, i)
         x_t = yield from move(problem, transition, x_t, posterior, t, s, noise)
     return x_t
 

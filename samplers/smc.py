@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -391,7 +390,7 @@ class SMC(Search):
         t, s = problem.grid[i], problem.grid[i + 1]
         x_t, posterior = joined_states(clouds), joined_posterior(clouds)
         slots = [slot for cloud in clouds for slot in cloud.slots]
-        noise = partial(problem.noise, "transition", slots, i)
+        noise = problem.later("transition", slots, i)
         if self.gradient is None or clouds[0].gradient is None:
             x_s = yield from move(problem, self._transition, x_t, posterior, t, s, noise)
             parts = split(x_s, clouds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -115,7 +114,7 @@ class TreeG(Search):
             else:
                 rows = parents
             draws = range(len(rows))
-            noise = partial(problem.noise, "transition", draws, i)
+            noise = problem.later("transition", draws, i)
             here = x_t[rows.to(x_t.device)]
             said = repeated(known, rows)
             x_t = yield from move(problem, self._transition, here, said, t, s, noise)

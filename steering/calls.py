@@ -16,7 +16,8 @@ from steering.cost import Usage
 from steering.live import Live, Report
 from steering.model import Carrier, FrameDecoder, Stage
 from steering.prediction import Posterior
-from steering.requests import Denoise, Render, Score, Scores
+from steering.moves import made
+from steering.requests import Denoise, Move, Render, Score, Scores
 from steering.reward import Reward, scoring_call
 from steering.rollout import Carry
 from steering.snapshots import MOST_ROWS, Snapshot, shrunk
@@ -62,6 +63,8 @@ class Calls:
         if isinstance(request, Score):
             key = lambda r: (r.stage, r.grad_to is not None)  # noqa: E731
             return self._grouped(waiting, key, self._score)
+        if isinstance(request, Move):
+            return made([live.request for live in waiting if isinstance(live.request, Move)])
         if isinstance(request, Carry):
             return self._grouped(waiting, lambda r: None, self._carry)
         serve = self._render if isinstance(request, Render) else self._report

@@ -22,7 +22,7 @@ from steering.calls import Calls
 from steering.cost import Usage
 from steering.live import Job, JobResult, Live, new_problem
 from steering.model import Abilities, Meaning, Model
-from steering.requests import Denoise, Render, Score
+from steering.requests import Denoise, Move, Render, Score
 from steering.reward import Reward
 from steering.rollout import Carry
 from steering.search import Needs, Search
@@ -154,6 +154,7 @@ class Engine:
         with torch.no_grad(), self._backend():
             start, self._served = time.perf_counter(), 0.0
             self._admit(queue)
+            self._move()
             asked = [live for live in self._live if live.request is not None]
             rows = [(live.usage, _rows(live.request)) for live in asked]
             for kind in (Denoise, Carry, Score, Render, object):
@@ -178,6 +179,11 @@ class Engine:
             live = Live(job, problem, self.model, rewards, self.held_out, self.on_step)
             live.advance()
             self._live.append(live)
+
+    def _move(self) -> None:
+        """Make the steps that are asked for, until every search waits for a model."""
+        while waiting := [live for live in self._live if isinstance(live.request, Move)]:
+            self._serve(waiting)
 
     def _serve(self, waiting: Sequence[Live]) -> None:
         """Answer requests of one kind; a failure in a fused call is traced to whose it is."""
@@ -320,4 +326,6 @@ def _kind(request: Any) -> type:
 def _rows(request: Any) -> int:
     if request is None:
         return 0
+    if isinstance(request, Move):
+        return len(request)
     return len(request.x_t if isinstance(request, Denoise | Carry) else request.x_0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -78,7 +77,7 @@ def rollout(
     x = request.x_t
     for step, (t, s) in enumerate(pairwise(path), start=request.start):
         posterior = yield Denoise(x, t, request.keep_graph)
-        noise = partial(problem.noise, request.purpose, request.draws, step)
+        noise = problem.later(request.purpose, request.draws, step)
         x = yield from move(
             problem, solver, x, posterior, t, s, noise, keep_graph=request.keep_graph
         )

@@ -17,6 +17,8 @@ import torch
 from numpy.random import MT19937, Generator, Philox, SeedSequence
 from torch import Tensor
 
+from steering.transfer import buffer_for, to_device
+
 _STATE_START, _STATE_WORDS = 24, 624  # where torch keeps a Mersenne Twister's words, in bytes
 
 
@@ -97,11 +99,19 @@ class Streams:
         Raises:
             RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
         """
-        out = np.empty((len(draws), *shape), dtype=np.float32)
-        flat = out.reshape(len(draws), math.prod(shape))  # -1 would refuse an empty list of draws
+        out = buffer_for((len(draws), *shape), torch.device(device))
+        self.fill(out, purpose, draws, step)
+        return to_device(out, device)
+
+    def fill(self, out: Tensor, purpose: str, draws: Sequence[int], step: int) -> None:
+        """Write standard normal rows into ``out (len(draws), *shape)``, float32 on the CPU.
+
+        Raises:
+            RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
+        """
+        flat = out.numpy().reshape(len(draws), math.prod(out.shape[1:]))
         for row, draw in zip(flat, draws, strict=True):
             self._seek(purpose, draw, step)(out=row, dtype=np.float32)
-        return torch.from_numpy(out).to(device)
 
     def uniform(self, purpose: str, draw: int, step: int, count: int) -> Tensor:
         """Uniforms on [0, 1), float64 ``(count,)`` on the CPU.
