@@ -161,6 +161,7 @@ class Engine:
                 waiting = [live for live in asked if _kind(live.request) is kind]
                 if waiting:
                     self._serve(waiting)
+                    self._move()
             self.stopwatch.settle(wait=not self._live)
             charge(rows, "seconds", time.perf_counter() - start - self._served)
         done = [live for live in self._live if live.result is not None]
