@@ -250,17 +250,16 @@ class Halving(Search):
             if len(ids) > 1 and not in_time(problem, calls, i):
                 problem.trace.record(step=i, event="out of time", ancestors=ids[:1])
                 x_t, ids, complete = x_t[:1], ids[:1], False
-            posterior = yield Denoise(x_t, grid[i])
+            posterior, rows = (yield Denoise(x_t, grid[i])), None
             if i in rungs and len(ids) > 1:
                 value, most = self._value(problem, posterior, i), _kept(len(ids), rungs[i])
                 reward, rows = yield from kept(keeper(self.keep), value, posterior.x_0, most)
                 ids = ids[rows]
                 problem.trace.record(step=i, model_t=grid[i].model_t, reward=reward, ancestors=ids)
-                rows = rows.to(x_t.device)
-                x_t, posterior = x_t[rows], posterior[rows]
             noise = problem.later("transition", ids.tolist(), i)
+            t, s = grid[i], grid[i + 1]
             x_t = yield from move(
-                problem, self.transition, x_t, posterior, grid[i], grid[i + 1], noise
+                problem, self.transition, x_t, posterior, t, s, noise, rows=rows
             )
         return x_t, complete
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from steering.interpolants import VPLinear
 from steering.model import Stage
 from steering.moves import move
 from steering.paths import SamplingPath
-from steering.prediction import Posterior
+from steering.prediction import Posterior, joined
 from steering.requests import Denoise, Request, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.transitions import DDIM, Transition
@@ -179,8 +180,8 @@ class RBF(Search):
             point = yield from predicted(problem, started.x_t)
             posterior, reward = point.posterior, point.reward
         return [
-            Chain(started.x_t[j : j + 1], posterior[j : j + 1], float(r), float(r))
-            for j, r in enumerate(reward)
+            Chain(started.x_t[j : j + 1], posterior[j : j + 1], r, r)
+            for j, r in enumerate(reward.tolist())
         ]
 
     def _step(
@@ -233,20 +234,22 @@ class RBF(Search):
         x_s = yield from self._children(problem, parents, i, draws)
         posterior = yield Denoise(x_s, problem.grid[i + 1])
         scores = yield Score(posterior.x_0)
+        rewards = scores.total.tolist()
+        if len(rewards) == 1:  # nothing to part
+            return [Chain(x_s, posterior, rewards[0], -math.inf, draw=draws[0])]
         return [
-            Chain(x_s[n : n + 1], posterior[n : n + 1], float(r), float("-inf"), draw=draws[n])
-            for n, r in enumerate(scores.total)
+            Chain(x_s[n : n + 1], posterior[n : n + 1], r, -math.inf, draw=draws[n])
+            for n, r in enumerate(rewards)
         ]
 
     def _children(
         self, problem: Problem, parents: list[Chain], i: int, draws: Sequence[int]
     ) -> Generator[Request, Any, Tensor]:
         """States one transition on, ``(n, *shape)``."""
-        x_t = torch.cat([c.x_t for c in parents])
-        posterior = Posterior(
-            torch.cat([c.posterior.x_0 for c in parents]),
-            torch.cat([c.posterior.eps for c in parents]),
-        )
+        x_t, posterior = parents[0].x_t, parents[0].posterior
+        if len(parents) > 1:
+            x_t = torch.cat([c.x_t for c in parents])
+            posterior = joined([c.posterior for c in parents])
         t, s = problem.grid[i : i + 2]
         noise = problem.later("transition", draws, i)
         return (yield from move(problem, self._transition, x_t, posterior, t, s, noise))

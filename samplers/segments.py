@@ -13,6 +13,7 @@ from steering.moves import move
 from steering.prediction import Posterior
 from steering.requests import Denoise, Request
 from steering.search import Problem
+from steering.transfer import to_device
 from steering.transitions import Transition
 
 
@@ -54,4 +55,4 @@ def noised(problem: Problem, x_s: Tensor, s: int, t: int, noise: Tensor) -> Tens
 
 def repeated(posterior: Posterior, rows: Tensor) -> Posterior:
     """Rows of a posterior, repeated or chosen."""
-    return posterior[rows.to(posterior.x_0.device)]
+    return posterior[to_device(rows, posterior.x_0.device)]

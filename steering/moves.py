@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from steering.prediction import Posterior
+from steering.prediction import Posterior, joined
 from steering.requests import Denoise, Move
 from steering.search import Noise, Problem
 from steering.times import Time
@@ -129,7 +129,7 @@ def made(requests: Sequence[Move]) -> list[Tensor | Exception]:
 
 def _chosen(groups: Sequence[Sequence[Move]]) -> list[Posterior]:
     """Of each group the rows that move."""
-    posteriors = [_joined([request.posterior for request in group]) for group in groups]
+    posteriors = [joined([request.posterior for request in group]) for group in groups]
     indices: list[Tensor | None] = [None] * len(groups)
     for g, group in enumerate(groups):
         if all(request.rows is None for request in group):
@@ -149,12 +149,6 @@ def _chosen(groups: Sequence[Sequence[Move]]) -> list[Posterior]:
             for posterior, rows in zip(posteriors, indices, strict=True)
         ]
     return posteriors
-
-
-def _joined(posteriors: Sequence[Posterior]) -> Posterior:
-    if len(posteriors) == 1:
-        return posteriors[0]
-    return Posterior(torch.cat([p.x_0 for p in posteriors]), torch.cat([p.eps for p in posteriors]))
 
 
 def _drawn(requests: Mapping[int, Move]) -> tuple[Tensor, dict[int, Exception]]:

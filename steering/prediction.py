@@ -36,6 +36,14 @@ class Posterior:
         return Posterior(self.x_0[rows], self.eps[rows])
 
 
+def joined(posteriors: Sequence[Posterior]) -> Posterior:
+    """The rows of several, one after another."""
+    if len(posteriors) == 1:
+        return posteriors[0]
+    x_0, eps = [p.x_0 for p in posteriors], [p.eps for p in posteriors]
+    return Posterior(torch.cat(x_0), torch.cat(eps))
+
+
 def known_prediction(kind: str) -> Prediction:
     """Check a prediction type by name.
 
