@@ -105,8 +105,10 @@ class DLBS(Search):
             BudgetTooSmall: one trajectory does not fit.
         """
 
+        beam = self._beam_cost(facts, self.candidates)
+
         def too_dear(more: int) -> bool:
-            cost = self._cost(facts, more + 1, self.candidates)
+            cost = self._initial.cost(facts, more + 1) + (more + 1) * beam
             return facts.budget.exceeded_by(cost) is not None
 
         most = bisect_left(range(self.beams), True, key=too_dear)
@@ -132,19 +134,20 @@ class DLBS(Search):
 
     def _cost(self, facts: Facts, beams: int, candidates: int) -> Cost:
         """What so many beams and candidates spend."""
+        return self._initial.cost(facts, beams) + beams * self._beam_cost(facts, candidates)
+
+    def _beam_cost(self, facts: Facts, candidates: int) -> Cost:
+        """What a beam spends after its noise is chosen."""
         steps, calls = facts.steps, facts.calls_per_row
         compared, value = self._compared(steps), LookAhead(self.lookahead)
         inner = self._transition.inner_calls
-        total = self._initial.cost(facts, beams)
-        total += beams * Cost(nfe=int(not self._initial.predicts) + inner)  # first state, last step
-        total += beams * Cost(decodes=1, reward_calls=calls)
-        for i in range(1, steps):
-            one = Cost(nfe=1 + inner)
-            fan = candidates if i in compared else 1
-            if fan > 1:
-                one += value.cost(i, steps, calls)
-            total += beams * fan * one
-        return total
+        looks = len(compared) if candidates > 1 else 0
+        nfe = int(not self._initial.predicts) + inner  # first state, last step
+        nfe += (steps - 1 - looks + looks * candidates) * (1 + inner)
+        ahead = sum(len(value.path(i, steps)) - 1 for i in compared) if looks else 0
+        nfe += candidates * ahead
+        scored = 1 + looks * candidates
+        return Cost(nfe=nfe, decodes=scored, reward_calls=scored * calls)
 
     # ---- the search
 

@@ -153,14 +153,18 @@ class Halving(Search):
 
     def _descent(self, facts: Facts, n: int, rungs: Mapping[int, float]) -> Cost:
         """Of ``n`` candidates carried to the end through the rejections."""
-        total, inner = Cost(), self.transition.inner_calls
-        for i in range(facts.steps):
-            total += n * Cost(nfe=1)
-            if i in rungs and n > 1:
-                total += n * self._value.cost(i, facts.steps, facts.calls_per_row)
-                n = _kept(n, rungs[i])
+        total, inner, begun = Cost(), self.transition.inner_calls, 0
+        for i in sorted(rungs):
+            if n == 1:
+                break
+            total += n * (i + 1 - begun) * Cost(nfe=1)
+            total += n * self._value.cost(i, facts.steps, facts.calls_per_row)
+            total += n * (i - begun) * Cost(nfe=inner)
+            n, begun = _kept(n, rungs[i]), i + 1
             total += n * Cost(nfe=inner)
-        return total + n * Cost(decodes=1, reward_calls=facts.calls_per_row)
+        rest = facts.steps - begun
+        ended = Cost(rest * (1 + inner), decodes=1, reward_calls=facts.calls_per_row)
+        return total + n * ended
 
     def _piloted(self, facts: Facts, pilot: int) -> Cost:
         """Of the pilot."""

@@ -195,25 +195,26 @@ class RBF(Search):
         drawn: list[tuple[int, int, float]] = []  # every child: its draw, its parent's, its reward
         last = i == problem.grid.steps - 2
         quota = [c.left for c in chains]
+        left = list(quota)
         while searching := [
             j
             for j, c in enumerate(chains)
-            if c.left and (last or j not in best or best[j].reward <= c.record)
+            if left[j] and (last or j not in best or best[j].reward <= c.record)
         ]:
             if len(best) == len(chains) and not self._time(problem, len(searching), i):
                 problem.trace.record(step=i, event="out of time")
                 break
-            parents = [j for j in searching for _ in range(min(self.speculative, chains[j].left))]
+            parents = [j for j in searching for _ in range(min(self.speculative, left[j]))]
             children = yield from self._look(problem, [chains[j] for j in parents], i, serial)
             for j, child in zip(parents, children, strict=True):
-                chains[j] = replace(chains[j], left=chains[j].left - 1)
+                left[j] -= 1
                 drawn.append((child.draw, chains[j].draw, child.reward))
                 if j not in best or child.reward > best[j].reward:
                     best[j] = child
         problem.trace.record(
             step=i,
             model_t=problem.grid[i + 1].model_t,
-            drawn=[q - c.left for q, c in zip(quota, chains, strict=True)],
+            drawn=[q - rest for q, rest in zip(quota, left, strict=True)],
             better=[best[j].reward > c.record for j, c in enumerate(chains)],
             reward=[best[j].reward for j in range(len(chains))],
             ancestors=[best[j].draw for j in range(len(chains))],
@@ -222,7 +223,7 @@ class RBF(Search):
             rewards=[reward for _, _, reward in drawn],
         )
         return [
-            replace(best[j], record=max(c.record, best[j].reward), left=c.left)
+            replace(best[j], record=max(c.record, best[j].reward), left=left[j])
             for j, c in enumerate(chains)
         ]
 
@@ -256,6 +257,8 @@ class RBF(Search):
 
     def _time(self, problem: Problem, chains: int, i: int) -> bool:
         """Whether there is time for a round of children and for finishing one chain after it."""
+        if problem.facts.budget.seconds is None:
+            return True
         one = 1 + self._transition.inner_calls
         finish = Cost(seconds=problem.seconds_for((problem.grid.steps - i) * one))
         round_ = Cost(seconds=problem.seconds_for(chains * self.speculative * one))

@@ -98,7 +98,7 @@ class Calls:
         for live, request in zip(waiting, requests, strict=True):
             if keep_graph and not request.x_t.requires_grad:
                 request.x_t.requires_grad_()
-            n = len(request.x_t)
+            n = request.x_t.shape[0]
             times = [request.time] * n if isinstance(request.time, Time) else request.time
             rows.append(Rows(request.x_t, live.usage, (times, [live.job.conditioning] * n)))
         with torch.set_grad_enabled(keep_graph):
@@ -162,13 +162,13 @@ class Calls:
             ),
             rows,
         )
-        columns, finite = self._to_host([part[0] for part in parts])
+        tables, finite = self._to_host([part[0] for part in parts])
         grads: list[Tensor | None] = [None] * len(waiting)
         if wants_grad:
             grads = self._backward(waiting, requests, [part[1] for part in parts])
         answers = [
             self._scores(live, names, table, grad, finite)
-            for live, table, grad in zip(waiting, columns, grads, strict=True)
+            for live, table, grad in zip(waiting, tables, grads, strict=True)
         ]
         if embeds:
             answers = [
@@ -191,8 +191,9 @@ class Calls:
             trace.snapshots.append(Snapshot(len(trace.records), stage, scores.total, small.cpu()))
 
     def _score_rows(self, live: Live, x_0: Tensor, rewards: Mapping[str, Reward]) -> Rows:
-        features = [{name: live.features[name] for name in rewards}] * len(x_0)
-        handles = [live.job.conditioning] * len(x_0)
+        n = x_0.shape[0]
+        features = [{name: live.features[name] for name in rewards}] * n
+        handles = [live.job.conditioning] * n
         return Rows(x_0.detach(), live.usage, (handles, features))
 
     def _score_batch(
@@ -259,7 +260,7 @@ class Calls:
         """One transfer for all searches of the turn, and whether all numbers are finite."""
         joined = torch.cat(list(tables)).cpu()
         finite = math.isfinite(float(joined.sum()))  # one that is not makes the sum so
-        return list(torch.split(joined, [len(t) for t in tables])), finite
+        return list(torch.split(joined, [t.shape[0] for t in tables])), finite
 
     def _backward(
         self, waiting: list[Live], requests: list[Score], grads: list[Tensor]

@@ -150,4 +150,4 @@ class Usage:
 
     def to_dict(self) -> dict[str, float]:
         """Plain numbers, for JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return dict(vars(self))

@@ -135,7 +135,7 @@ class Move:
     rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.posterior.x_0 if self.rows is None else self.rows)
+        return (self.posterior.x_0 if self.rows is None else self.rows).shape[0]
 
 
 Request = Denoise | Rollout | Score | Render | Move

@@ -1,8 +1,9 @@
 """A device that is none: tensors on the CPU that count what an accelerator would have to wait for.
 
-On an accelerator every copy from or to the host, and every number that the host reads, may stall until
-the queue of kernels is empty. Here such tensors are wrapped, compute on the CPU as ever, and each
-crossing is counted; so the counts are exact and need no accelerator.
+On an accelerator a copy from or to the host, and every number that the host reads, stalls until the
+queue of kernels is empty; only copies to the device that are told not to block do not. Here such
+tensors are wrapped, compute on the CPU as ever, and each crossing is counted; so the counts are exact
+and need no accelerator.
 """
 
 from __future__ import annotations
@@ -49,19 +50,16 @@ class StandIn(TorchDispatchMode):
 
     Attributes:
         operations: dispatched, on either device.
-        crossings: what the device would wait for, by name of the operation.
+        waits: how often the host would wait for the device: copies, and numbers that it reads.
+        sent: copies from the host that it would not wait for.
+        by_name: both, by the name of the operation.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = 0
-        self.crossings: Counter[str] = Counter()
+        self.operations = self.waits = self.sent = 0
+        self.by_name: Counter[str] = Counter()
         self._factories = _Factories()
-
-    @property
-    def waits(self) -> int:
-        """All crossings."""
-        return self.crossings.total()
 
     def __enter__(self) -> StandIn:
         super().__enter__()
@@ -89,7 +87,10 @@ class StandIn(TorchDispatchMode):
         copies = name == "_to_copy" and here != there
         mixes = name == "copy_" and isinstance(args[0], Far) != isinstance(args[1], Far)
         if copies or mixes or (here and name in _READS):
-            self.crossings[name] += 1
+            unwatched = there and bool(kwargs.get("non_blocking"))
+            self.sent += unwatched
+            self.waits += not unwatched
+            self.by_name[name] += 1
         if there and asked is not None:
             kwargs["device"] = torch.device("cpu")
         args, kwargs = pytree.tree_map_only(Far, lambda t: t.near, (args, kwargs))
