@@ -104,7 +104,6 @@ class DLBS(Search):
         Raises:
             BudgetTooSmall: one trajectory does not fit.
         """
-
         beam = self._beam_cost(facts, self.candidates)
 
         def too_dear(more: int) -> bool:
@@ -193,9 +192,7 @@ class DLBS(Search):
         noise = problem.later("transition", range(len(parents)), i - 1)
         t, s = problem.grid[i - 1 : i + 1]
         return (
-            yield from move(
-                problem, self._transition, x_t, posterior, t, s, noise, rows=parents
-            )
+            yield from move(problem, self._transition, x_t, posterior, t, s, noise, rows=parents)
         )
 
     def _kept(

@@ -262,9 +262,7 @@ class Halving(Search):
                 problem.trace.record(step=i, model_t=grid[i].model_t, reward=reward, ancestors=ids)
             noise = problem.later("transition", ids.tolist(), i)
             t, s = grid[i], grid[i + 1]
-            x_t = yield from move(
-                problem, self.transition, x_t, posterior, t, s, noise, rows=rows
-            )
+            x_t = yield from move(problem, self.transition, x_t, posterior, t, s, noise, rows=rows)
         return x_t, complete
 
 

@@ -493,10 +493,12 @@ def choose(
 
 def _dealt(clouds: list[Cloud], posterior: Posterior, slopes: Tensor | None) -> list[Cloud]:
     """Each cloud with its rows of what was learned of all; graphs end here."""
-    posterior = Posterior(posterior.x_0.detach(), posterior.eps.detach())
+    if posterior.x_0.requires_grad:
+        posterior = Posterior(posterior.x_0.detach(), posterior.eps.detach())
+        if len(clouds) == 1:
+            clouds = [replace(clouds[0], x_t=clouds[0].x_t.detach())]
     if len(clouds) == 1:
-        x_t = clouds[0].x_t.detach()
-        return [replace(clouds[0], x_t=x_t, posterior=posterior, gradient=slopes)]
+        return [replace(clouds[0], posterior=posterior, gradient=slopes)]
     dealt, first = [], 0
     for cloud in clouds:
         rows = slice(first, first + len(cloud))

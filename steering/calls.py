@@ -15,8 +15,8 @@ from steering.batching import Batch, Rows
 from steering.cost import Usage
 from steering.live import Live, Report
 from steering.model import Carrier, FrameDecoder, Stage
-from steering.prediction import Posterior
 from steering.moves import made
+from steering.prediction import Posterior
 from steering.requests import Denoise, Move, Render, Score, Scores
 from steering.reward import Reward, scoring_call
 from steering.rollout import Carry
@@ -194,7 +194,7 @@ class Calls:
         n = x_0.shape[0]
         features = [{name: live.features[name] for name in rewards}] * n
         handles = [live.job.conditioning] * n
-        return Rows(x_0.detach(), live.usage, (handles, features))
+        return Rows(x_0.detach() if x_0.requires_grad else x_0, live.usage, (handles, features))
 
     def _score_batch(
         self,
@@ -304,7 +304,7 @@ class Calls:
                 )
             table = table.clone()
             table[~finite, names.index(self._reward.name)] = float("-inf")
-        columns = {name: table[:, i] for i, name in enumerate(names)}
+        columns = dict(zip(names, table.unbind(1), strict=True))
         ranked = getattr(self._reward, "ranked", None)
         return Scores(columns[self._reward.name], columns, grad, ranked)
 

@@ -90,6 +90,7 @@ def move(
         return law.mean if law.std == 0 else law.sample(noise())
 
 
+@torch.no_grad()
 def made(requests: Sequence[Move]) -> list[Tensor | Exception]:
     """Steps of many searches; those between the same times are computed as one.
 
@@ -104,6 +105,7 @@ def made(requests: Sequence[Move]) -> list[Tensor | Exception]:
 
     Raises:
         ValueError: a step does not lose noise; nothing was drawn then.
+        torch.OutOfMemoryError: so many rows do not fit at once; the same requests can be made again.
     """
     groups: dict[Hashable, list[int]] = {}
     for i, request in enumerate(requests):
@@ -113,17 +115,25 @@ def made(requests: Sequence[Move]) -> list[Tensor | Exception]:
         group[0].transition(posterior, group[0].t, group[0].s)
         for group, posterior in zip(together, _chosen(together), strict=True)
     ]
-    noisy = [i for members, law in zip(groups.values(), laws, strict=True) if law.std for i in members]
-    noise, failed = _drawn({i: requests[i] for i in noisy})
+    noisy = [
+        i for members, law in zip(groups.values(), laws, strict=True) if law.std for i in members
+    ]
     answers: list[Tensor | Exception] = [Tensor()] * len(requests)
-    first = 0
-    for members, law in zip(groups.values(), laws, strict=True):
-        x_s = law.mean
-        if law.std:
-            x_s, first = law.sample(noise[first : first + len(x_s)]), first + len(x_s)
-        parts = x_s.split([len(requests[i]) for i in members])
-        for i, rows in zip(members, parts, strict=True):
-            answers[i] = failed.get(i, rows)
+    try:
+        noise, failed = _drawn({i: requests[i] for i in noisy})
+        for members, law in zip(groups.values(), laws, strict=True):
+            x_s = law.mean
+            if law.std:
+                own = [noise[i] for i in members]
+                x_s = law.sample(own[0] if len(own) == 1 else torch.cat(own))
+            parts = x_s.split([len(requests[i]) for i in members])
+            for i, rows in zip(members, parts, strict=True):
+                answers[i] = failed.get(i, rows)
+    except torch.OutOfMemoryError:  # fewer at once may fit, and are to draw the same numbers
+        for request in (requests[i] for i in noisy):
+            if isinstance(request.noise, Noise):
+                request.noise.forget()
+        raise
     return answers
 
 
@@ -151,26 +161,29 @@ def _chosen(groups: Sequence[Sequence[Move]]) -> list[Posterior]:
     return posteriors
 
 
-def _drawn(requests: Mapping[int, Move]) -> tuple[Tensor, dict[int, Exception]]:
-    """Noise of all rows in order, ``(n, *shape)`` on the device, and what was not drawn for an error."""
-    if not requests:
-        return Tensor(), {}
-    like = next(iter(requests.values())).posterior.x_0
-    host = buffer_for((sum(map(len, requests.values())), *like.shape[1:]), like.device)
-    elsewhere: list[tuple[slice, Tensor]] = []
+def _drawn(requests: Mapping[int, Move]) -> tuple[dict[int, Tensor], dict[int, Exception]]:
+    """Noise of each request, ``(n, *shape)`` on the device, and what was not drawn for an error."""
     failed: dict[int, Exception] = {}
-    first = 0
+    noise: dict[int, Tensor] = {}
+    later = {i: request for i, request in requests.items() if isinstance(request.noise, Noise)}
     for i, request in requests.items():
+        if i not in later:
+            try:
+                noise[i] = request.noise()
+            except Exception as error:  # noqa: BLE001 - it is one search's; the others go on
+                x_0 = request.posterior.x_0
+                noise[i], failed[i] = x_0.new_zeros((len(request), *x_0.shape[1:])), error
+    if not later:
+        return noise, failed
+    like = next(iter(later.values())).posterior.x_0
+    host = buffer_for((sum(map(len, later.values())), *like.shape[1:]), like.device)
+    array, first = host.numpy(), 0
+    for i, request in later.items():
         rows = slice(first, first + len(request))
         first = rows.stop
         try:
-            if isinstance(request.noise, Noise):
-                request.noise.fill(host[rows])
-            else:
-                elsewhere.append((rows, request.noise()))
-        except Exception as error:  # noqa: BLE001 - it is one search's; the others go on
+            cast(Noise, request.noise).fill(array[rows])
+        except Exception as error:  # noqa: BLE001
             failed[i] = error
-    noise = to_device(host, like.device)
-    for rows, own in elsewhere:
-        noise[rows] = own
-    return noise, failed
+    parts = to_device(host, like.device).split([len(request) for request in later.values()])
+    return noise | dict(zip(later, parts, strict=True)), failed

@@ -13,7 +13,7 @@ from torch import Tensor
 from steering.model import Model
 from steering.moves import move
 from steering.prediction import Posterior
-from steering.requests import Denoise, Rollout
+from steering.requests import Denoise, Move, Rollout
 from steering.search import Problem
 from steering.stepping import OnStep, check_going_on
 
@@ -39,7 +39,7 @@ def rollout(
     model: Model,
     conditioning: Any,
     on_step: OnStep | None = None,
-) -> Generator[Denoise | Carry, Any, Tensor]:
+) -> Generator[Denoise | Move | Carry, Any, Tensor]:
     """Carry the request's rows to the end.
 
     Args:
@@ -50,7 +50,8 @@ def rollout(
         on_step: told of each step of the pipeline's own scheduler, whose states it may change.
 
     Yields:
-        One Denoise a model call; or one Carry, where the model does not denoise.
+        One Denoise a model call, and what the steps between them ask for; or one Carry, where the
+        model does not denoise.
 
     Returns:
         States at the end ``(n, *shape)``.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +107,13 @@ class Noise:
         """``(len(draws), *shape)`` on the device."""
         return self.streams.normal(self.purpose, self.draws, self.step, self.shape, self.device)
 
-    def fill(self, out: Tensor) -> None:
-        """Draw into ``out``, of the same shape on the CPU."""
+    def fill(self, out: np.ndarray) -> None:
+        """Draw into ``out``, of the same shape."""
         self.streams.fill(out, self.purpose, self.draws, self.step)
+
+    def forget(self) -> None:
+        """Let the same rows be drawn again, for what was drawn came to nothing."""
+        self.streams.forget(self.purpose, self.draws, self.step)
 
 
 def _no_model(log_snr: float) -> Time:

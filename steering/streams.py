@@ -100,16 +100,16 @@ class Streams:
             RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
         """
         out = buffer_for((len(draws), *shape), torch.device(device))
-        self.fill(out, purpose, draws, step)
+        self.fill(out.numpy(), purpose, draws, step)
         return to_device(out, device)
 
-    def fill(self, out: Tensor, purpose: str, draws: Sequence[int], step: int) -> None:
-        """Write standard normal rows into ``out (len(draws), *shape)``, float32 on the CPU.
+    def fill(self, out: np.ndarray, purpose: str, draws: Sequence[int], step: int) -> None:
+        """Write standard normal rows into ``out (len(draws), *shape)``, float32 and contiguous.
 
         Raises:
             RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
         """
-        flat = out.numpy().reshape(len(draws), math.prod(out.shape[1:]))
+        flat = out.reshape(len(draws), math.prod(out.shape[1:]))
         for row, draw in zip(flat, draws, strict=True):
             self._seek(purpose, draw, step)(out=row, dtype=np.float32)
 
@@ -126,6 +126,10 @@ class Streams:
         """A seed below 2^63 for a random generator of another library."""
         self._seek(purpose, draw, step)
         return int(self._generator.integers(2**63 - 1))
+
+    def forget(self, purpose: str, draws: Sequence[int], step: int) -> None:
+        """Take these numbers for unused again, where a call that drew them has failed."""
+        self._used -= {(purpose, draw, step) for draw in draws}
 
     def _seek(self, purpose: str, draw: int, step: int) -> Callable[..., object]:
         """Move the generator to the start of one stream; returns its normal sampler."""

@@ -99,7 +99,7 @@ class StandIn(TorchDispatchMode):
 
 
 class _Factories(TorchFunctionMode):
-    """``torch.tensor(values, device=...)`` and lists as indices are tensors of the host that are moved."""
+    """``torch.tensor(values, device=...)``, or a list as an index, is moved there from the host."""
 
     def __torch_function__(
         self,
