@@ -162,7 +162,9 @@ class Calls:
             ),
             rows,
         )
-        tables, finite = self._to_host([part[0] for part in parts])
+        tables = _to_host([part[0] for part in parts])
+        # one number that is not finite makes the sum so
+        finite = math.isfinite(float(torch.cat(tables).sum()))
         grads: list[Tensor | None] = [None] * len(waiting)
         if wants_grad:
             grads = self._backward(waiting, requests, [part[1] for part in parts])
@@ -171,15 +173,15 @@ class Calls:
             for live, table, grad in zip(waiting, tables, grads, strict=True)
         ]
         if embeds:
+            seen = _to_host([part[1] for part in parts])
             answers = [
-                replace(a, embedding=part[1].cpu())
-                if request.embed and isinstance(a, Scores)
-                else a
-                for a, part, request in zip(answers, parts, requests, strict=True)
+                replace(a, embedding=own) if request.embed and isinstance(a, Scores) else a
+                for a, own, request in zip(answers, seen, requests, strict=True)
             ]
         if self._thumbnails is not None:
-            for live, scores, part in zip(waiting, answers, parts, strict=True):
-                self._keep(live, stage, scores, part[-1])
+            small = _to_host([part[-1] for part in parts])
+            for live, scores, own in zip(waiting, answers, small, strict=True):
+                self._keep(live, stage, scores, own)
         return answers
 
     def _keep(self, live: Live, stage: Stage, scores: Scores | Exception, small: Tensor) -> None:
@@ -188,7 +190,7 @@ class Calls:
         kept = sum(len(s.rewards) for s in trace.snapshots)
         room = stage is Stage.FINAL or kept + len(small) <= MOST_ROWS
         if isinstance(scores, Scores) and room:
-            trace.snapshots.append(Snapshot(len(trace.records), stage, scores.total, small.cpu()))
+            trace.snapshots.append(Snapshot(len(trace.records), stage, scores.total, small.clone()))
 
     def _score_rows(self, live: Live, x_0: Tensor, rewards: Mapping[str, Reward]) -> Rows:
         n = x_0.shape[0]
@@ -255,12 +257,6 @@ class Calls:
             return extra.union(*(range(count) if own is None else own for own in asked))
 
         return self._model.decode_frames(x_0, handles, stage, all_looks)
-
-    def _to_host(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
-        """One transfer for all searches of the turn, and whether all numbers are finite."""
-        joined = torch.cat(list(tables)).cpu()
-        finite = math.isfinite(float(joined.sum()))  # one that is not makes the sum so
-        return list(torch.split(joined, [t.shape[0] for t in tables])), finite
 
     def _backward(
         self, waiting: list[Live], requests: list[Score], grads: list[Tensor]
@@ -345,7 +341,10 @@ class Calls:
         for live, spent in zip(waiting, apart, strict=True):
             live.usage.held_out_decodes += spent.decodes
             live.usage.held_out_calls += spent.reward_calls
-        return [{name: table[:, i].tolist() for i, name in enumerate(names)} for (table,) in tables]
+        return [
+            dict(zip(names, table.T.tolist(), strict=True))
+            for table in _to_host([table for (table,) in tables])
+        ]
 
 
 class _CountBackward(torch.autograd.Function):
@@ -360,6 +359,12 @@ class _CountBackward(torch.autograd.Function):
     def backward(ctx: Any, grad_x_0: Tensor, grad_eps: Tensor) -> tuple[Tensor, Tensor, None]:
         ctx.usage.backwards += len(grad_x_0)
         return grad_x_0, grad_eps, None
+
+
+def _to_host(parts: Sequence[Tensor]) -> list[Tensor]:
+    """One transfer for all searches of the turn: the device is waited for once."""
+    joined = torch.cat(list(parts)).cpu()
+    return list(joined.split([part.shape[0] for part in parts]))
 
 
 def _slope(name: str, total: Tensor, x_0: Tensor) -> Tensor:

@@ -6,10 +6,15 @@ engine and the searches.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,14 +147,40 @@ def run_fused(search: Search, prompts: int, device: torch.device | None = None) 
     return Found(seconds, model.calls, model.shares)
 
 
-def measure_fused(sampler: str, nfe: int, prompts: int, repeats: int) -> dict[str, float]:
+def measured_in_turns(
+    codes: Mapping[str, Path], sampler: str, nfe: int, prompts: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Figures of one search for each of some checkouts.
+
+    Each run is a process of its own that takes the package from its checkout and this file from here;
+    the checkouts take turns, and the least time of each is reported.
+
+    Args:
+        codes: folders with the package, by name.
+        sampler: a family of :mod:`benchmarks.embedded`.
+        nfe: denoiser calls a prompt.
+        prompts: how many run together.
+        repeats: turns.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in codes}
+    scripts = Path(__file__).parents[1]
+    words = [sys.executable, "-m", "benchmarks.fused", sampler, str(nfe), str(prompts)]
+    for _ in range(repeats):
+        for name, folder in codes.items():
+            paths = os.pathsep.join([str(folder.resolve()), str(scripts)])
+            env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+            told = subprocess.run(words, env=env, check=True, capture_output=True, text=True)
+            found[name].append(json.loads(told.stdout.splitlines()[-1]))
+    return {name: min(runs, key=lambda run: run["us_per_call"]) for name, runs in found.items()}
+
+
+def measure_fused(sampler: str, nfe: int, prompts: int) -> dict[str, float]:
     """Figures of one search: time on the CPU, and counts on a stand-in for an accelerator.
 
     Args:
         sampler: a family of :mod:`benchmarks.embedded`.
         nfe: denoiser calls a prompt.
         prompts: how many run together.
-        repeats: runs whose least time is reported, after one that warms up.
 
     Returns:
         ``us_per_call``: microseconds a prompt and denoiser call; ``ops_per_call``: tensor operations
@@ -157,14 +188,19 @@ def measure_fused(sampler: str, nfe: int, prompts: int, repeats: int) -> dict[st
         ``sends_per_step``: copies to it that do not wait, likewise; ``steps``: fused denoiser calls.
     """
     search = search_named(sampler, nfe, STEPS)
-    run_fused(search, prompts)
-    found = [run_fused(search, prompts) for _ in range(repeats)]
+    run_fused(search, min(prompts, 5))  # warms up
+    found = run_fused(search, prompts)
     with StandIn() as device:
         counted = run_fused(search, prompts, DEVICE)
     return {
-        "us_per_call": 1e6 * min(f.seconds for f in found) / found[0].shares,
+        "us_per_call": 1e6 * found.seconds / found.shares,
         "ops_per_call": device.operations / counted.shares,
         "syncs_per_step": device.waits / counted.calls,
         "sends_per_step": device.sent / counted.calls,
         "steps": counted.calls,
     }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(measure_fused(sys.argv[1], *map(int, sys.argv[2:]))))

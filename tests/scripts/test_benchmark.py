@@ -208,6 +208,17 @@ def test_benchmarks_of_the_embedded_models_write_their_fixed_keys(tmp_path, word
     assert set(keys.split()) <= set(row)
 
 
+def test_overhead_of_fused_steps_is_told_of_two_checkouts(tmp_path):
+    file = tmp_path / "fused.json"
+    words = ["--prompts", "2", "--cells", "rbf-lean:60", "--repeats", "1"]
+    command("overhead", "--json", str(file), *words, "--against", str(SCRIPTS.parent))
+    here, there = json.loads(file.read_text())["rows"]
+    assert (here["code"], there["code"]) == ("this", "against")
+    for key in ("sampler", "nfe", "prompts", "ops_per_call", "syncs_per_step", "sends_per_step"):
+        assert here[key] == there[key]
+    assert min(here["us_per_call"], there["us_per_call"]) > 0
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_cell_that_fails_costs_no_other_its_row(processes):
     pool = importlib.import_module("benchmarks.pool")
