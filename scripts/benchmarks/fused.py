@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import steering
 from benchmarks.embedded import search_named
 from benchmarks.standin import DEVICE, StandIn
 from steering.engine import Engine
@@ -161,6 +162,9 @@ def measured_in_turns(
         nfe: denoiser calls a prompt.
         prompts: how many run together.
         repeats: turns.
+
+    Raises:
+        RuntimeError: another package than that of a checkout was found.
     """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in codes}
     scripts = Path(__file__).parents[1]
@@ -169,8 +173,13 @@ def measured_in_turns(
         for name, folder in codes.items():
             paths = os.pathsep.join([str(folder.resolve()), str(scripts)])
             env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-            told = subprocess.run(words, env=env, check=True, capture_output=True, text=True)
-            found[name].append(json.loads(told.stdout.splitlines()[-1]))
+            told = subprocess.run(
+                words, cwd=folder, env=env, check=True, stdout=subprocess.PIPE, text=True
+            )
+            package, figures = json.loads(told.stdout.splitlines()[-1])
+            if Path(package) != folder.resolve():
+                raise RuntimeError(f"{name} was to be measured in {folder}, not in {package}")
+            found[name].append(figures)
     return {name: min(runs, key=lambda run: run["us_per_call"]) for name, runs in found.items()}
 
 
@@ -203,4 +212,5 @@ def measure_fused(sampler: str, nfe: int, prompts: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(measure_fused(sys.argv[1], *map(int, sys.argv[2:]))))
+    figures = measure_fused(sys.argv[1], *map(int, sys.argv[2:]))
+    print(json.dumps([str(Path(steering.__file__).parents[1]), figures]))
