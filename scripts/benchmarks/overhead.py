@@ -89,10 +89,12 @@ def _run_fused(options: Any) -> None:
         codes["against"] = options.against
     for cell in options.cells:
         sampler, nfe = cell.rsplit(":", 1)
+        settings = {"sampler": sampler, "nfe": int(nfe), "prompts": prompts}
+        if all(results.has(settings | {"code": code}) for code in codes):
+            continue
         for code, found in measured_in_turns(codes, sampler, int(nfe), prompts, repeats).items():
-            settings = {"sampler": sampler, "nfe": int(nfe), "prompts": prompts, "code": code}
-            if not results.has(settings):
-                results.add(settings | found)
+            if not results.has(settings | {"code": code}):
+                results.add(settings | {"code": code} | found)
 
 
 def measure(door: Any, call: dict[str, Any], device: Any) -> dict[str, float]:
