@@ -16,7 +16,7 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     device = torch.device(device)
     if x.device.type != "cpu" or device.type in ("cpu", "mps"):
         return x.to(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and x.numel():
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
 
