@@ -195,7 +195,8 @@ class BestOfN(Search):
             outcome = pool.outcome(complete=complete)
         top = outcome.chosen[0]
         columns = outcome.scores[slice(top, top + 1)].columns
-        state = BestOfNState(_owner(problem), every, outcome.x_0[top : top + 1].cpu(), columns)
+        best = outcome.x_0[top : top + 1].clone()  # the others' memory is not held by it
+        state = BestOfNState(_owner(problem), every, best, columns)
         problem.trace.record(totals=every, chosen=outcome.chosen)
         return replace(outcome, extra={"state": state})
 

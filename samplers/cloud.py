@@ -11,6 +11,7 @@ from torch import Tensor
 from samplers.potentials import Potential
 from steering.particles import Resampler, Weights
 from steering.prediction import Posterior
+from steering.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Cloud:
 
     def select(self, rows: Tensor, weights: Weights) -> Cloud:
         """The chosen particles, everything of theirs re-indexed at once, with new weights."""
-        on_device = rows.to(self.x_t.device)
+        on_device = to_device(rows, self.x_t.device)
         return replace(
             self,
             x_t=self.x_t[on_device],

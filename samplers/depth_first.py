@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -169,7 +168,7 @@ class DepthFirst(Search):
                 if j in values and self._back(problem, c, at, values[j], seen, share, serial):
                     continue
                 t, s = problem.grid[c.index], problem.grid[c.index + 1]
-                noise = partial(problem.noise, "transition", [c.draw], c.index)
+                noise = problem.later("transition", [c.draw], c.index)
                 c.x_t = yield from move(
                     problem, self._transition, c.x_t, said[j : j + 1], t, s, noise
                 )

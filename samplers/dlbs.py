@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -105,9 +104,10 @@ class DLBS(Search):
         Raises:
             BudgetTooSmall: one trajectory does not fit.
         """
+        beam = self._beam_cost(facts, self.candidates)
 
         def too_dear(more: int) -> bool:
-            cost = self._cost(facts, more + 1, self.candidates)
+            cost = self._initial.cost(facts, more + 1) + (more + 1) * beam
             return facts.budget.exceeded_by(cost) is not None
 
         most = bisect_left(range(self.beams), True, key=too_dear)
@@ -133,19 +133,20 @@ class DLBS(Search):
 
     def _cost(self, facts: Facts, beams: int, candidates: int) -> Cost:
         """What so many beams and candidates spend."""
+        return self._initial.cost(facts, beams) + beams * self._beam_cost(facts, candidates)
+
+    def _beam_cost(self, facts: Facts, candidates: int) -> Cost:
+        """What a beam spends after its noise is chosen."""
         steps, calls = facts.steps, facts.calls_per_row
         compared, value = self._compared(steps), LookAhead(self.lookahead)
         inner = self._transition.inner_calls
-        total = self._initial.cost(facts, beams)
-        total += beams * Cost(nfe=int(not self._initial.predicts) + inner)  # first state, last step
-        total += beams * Cost(decodes=1, reward_calls=calls)
-        for i in range(1, steps):
-            one = Cost(nfe=1 + inner)
-            fan = candidates if i in compared else 1
-            if fan > 1:
-                one += value.cost(i, steps, calls)
-            total += beams * fan * one
-        return total
+        looks = len(compared) if candidates > 1 else 0
+        nfe = int(not self._initial.predicts) + inner  # first state, last step
+        nfe += (steps - 1 - looks + looks * candidates) * (1 + inner)
+        ahead = sum(len(value.path(i, steps)) - 1 for i in compared) if looks else 0
+        nfe += candidates * ahead
+        scored = 1 + looks * candidates
+        return Cost(nfe=nfe, decodes=scored, reward_calls=scored * calls)
 
     # ---- the search
 
@@ -159,15 +160,18 @@ class DLBS(Search):
         x_t, posterior = started.x_t, started.posterior
         if posterior is None:
             posterior = yield Denoise(x_t, problem.grid[0])
+        rows = torch.arange(len(x_t))  # of what is at hand, those that go on
         for i in range(1, steps):
             fan = candidates if i in compared and complete else 1
-            if complete and not in_time(problem, len(x_t) * fan * self._calls(i, steps, fan), i):
+            if complete and not in_time(problem, len(rows) * fan * self._calls(i, steps, fan), i):
                 problem.trace.record(step=i, event="out of time", ancestors=[0])
-                x_t, posterior, complete, fan = x_t[:1], posterior[:1], False, 1
-            x_t, posterior = yield from self._drawn(problem, x_t, posterior, i, fan)
+                rows, complete, fan = rows[:1], False, 1
+            x_t = yield from self._moved(problem, x_t, posterior, rows, i, fan)
+            posterior = yield Denoise(x_t, problem.grid[i])
+            rows = torch.arange(len(x_t))
             if fan > 1:
-                x_t, posterior = yield from self._kept(problem, x_t, posterior, i, beams)
-        x_0 = yield from self._moved(problem, x_t, posterior, steps, 1)
+                rows = yield from self._kept(problem, posterior, i, beams)
+        x_0 = yield from self._moved(problem, x_t, posterior, rows, steps, 1)
         scores = yield Score(x_0, Stage.FINAL)
         order = torch.argsort(scores.total, descending=True, stable=True).tolist()
         chosen = order if self.returns == "all" else order[:1]
@@ -181,32 +185,21 @@ class DLBS(Search):
         return 1 + self._transition.inner_calls + ahead
 
     def _moved(
-        self, problem: Problem, x_t: Tensor, posterior: Posterior, i: int, fan: int
+        self, problem: Problem, x_t: Tensor, posterior: Posterior, rows: Tensor, i: int, fan: int
     ) -> Generator[Request, Any, Tensor]:
-        """``fan`` children of each row at grid index ``i``, those of one parent together."""
-        parents = torch.arange(len(x_t), device=x_t.device).repeat_interleave(fan)
-        noise = partial(problem.noise, "transition", range(len(parents)), i - 1)
+        """``fan`` children of each of the rows at grid index ``i``, those of one parent together."""
+        parents = rows.repeat_interleave(fan)
+        noise = problem.later("transition", range(len(parents)), i - 1)
         t, s = problem.grid[i - 1 : i + 1]
         return (
-            yield from move(
-                problem, self._transition, x_t[parents], posterior[parents], t, s, noise
-            )
+            yield from move(problem, self._transition, x_t, posterior, t, s, noise, rows=parents)
         )
 
-    def _drawn(
-        self, problem: Problem, x_t: Tensor, posterior: Posterior, i: int, fan: int
-    ) -> Generator[Request, Any, tuple[Tensor, Posterior]]:
-        """Candidates at grid index ``i`` and what the denoiser says of them."""
-        x_s = yield from self._moved(problem, x_t, posterior, i, fan)
-        posterior = yield Denoise(x_s, problem.grid[i])
-        return x_s, posterior
-
     def _kept(
-        self, problem: Problem, x_s: Tensor, posterior: Posterior, i: int, beams: int
-    ) -> Generator[Request, Any, tuple[Tensor, Posterior]]:
-        """The candidates that go on, best first."""
+        self, problem: Problem, posterior: Posterior, i: int, beams: int
+    ) -> Generator[Request, Any, Tensor]:
+        """Rows of the candidates that go on, best first."""
         value = LookAhead(self.lookahead)(problem, posterior, i)
         reward, rows = yield from kept(keeper(self.keep), value, posterior.x_0, beams)
         problem.trace.record(step=i, model_t=problem.grid[i].model_t, reward=reward, ancestors=rows)
-        rows = rows.to(x_s.device)
-        return x_s[rows], posterior[rows]
+        return rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -237,7 +236,7 @@ class ParticleGibbs(Search):
                 Posterior(known.x_0[held:], known.eps[held:]),
                 t,
                 s,
-                partial(problem.noise, "transition", fresh, i),
+                problem.later("transition", fresh, i),
             )
             cloud = replace(cloud, x_t=_with(reference, "x_t", i + 1, moved))
         scores = yield Score(cloud.x_t[held:], Stage.FINAL)

@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -154,14 +153,18 @@ class Halving(Search):
 
     def _descent(self, facts: Facts, n: int, rungs: Mapping[int, float]) -> Cost:
         """Of ``n`` candidates carried to the end through the rejections."""
-        total, inner = Cost(), self.transition.inner_calls
-        for i in range(facts.steps):
-            total += n * Cost(nfe=1)
-            if i in rungs and n > 1:
-                total += n * self._value.cost(i, facts.steps, facts.calls_per_row)
-                n = _kept(n, rungs[i])
+        total, inner, begun = Cost(), self.transition.inner_calls, 0
+        for i in sorted(rungs):
+            if n == 1:
+                break
+            total += n * (i + 1 - begun) * Cost(nfe=1)
+            total += n * self._value.cost(i, facts.steps, facts.calls_per_row)
+            total += n * (i - begun) * Cost(nfe=inner)
+            n, begun = _kept(n, rungs[i]), i + 1
             total += n * Cost(nfe=inner)
-        return total + n * Cost(decodes=1, reward_calls=facts.calls_per_row)
+        rest = facts.steps - begun
+        ended = Cost(rest * (1 + inner), decodes=1, reward_calls=facts.calls_per_row)
+        return total + n * ended
 
     def _piloted(self, facts: Facts, pilot: int) -> Cost:
         """Of the pilot."""
@@ -251,18 +254,15 @@ class Halving(Search):
             if len(ids) > 1 and not in_time(problem, calls, i):
                 problem.trace.record(step=i, event="out of time", ancestors=ids[:1])
                 x_t, ids, complete = x_t[:1], ids[:1], False
-            posterior = yield Denoise(x_t, grid[i])
+            posterior, rows = (yield Denoise(x_t, grid[i])), None
             if i in rungs and len(ids) > 1:
                 value, most = self._value(problem, posterior, i), _kept(len(ids), rungs[i])
                 reward, rows = yield from kept(keeper(self.keep), value, posterior.x_0, most)
                 ids = ids[rows]
                 problem.trace.record(step=i, model_t=grid[i].model_t, reward=reward, ancestors=ids)
-                rows = rows.to(x_t.device)
-                x_t, posterior = x_t[rows], posterior[rows]
-            noise = partial(problem.noise, "transition", ids.tolist(), i)
-            x_t = yield from move(
-                problem, self.transition, x_t, posterior, grid[i], grid[i + 1], noise
-            )
+            noise = problem.later("transition", ids.tolist(), i)
+            t, s = grid[i], grid[i + 1]
+            x_t = yield from move(problem, self.transition, x_t, posterior, t, s, noise, rows=rows)
         return x_t, complete
 
 

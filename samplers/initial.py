@@ -16,6 +16,7 @@ from steering.particles import RESAMPLERS, Weights
 from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Score
 from steering.search import Facts, Needs, Problem
+from steering.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +180,7 @@ class Point:
     grad: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Point:
-        on_device = rows.to(self.x_t.device)
+        on_device = to_device(rows, self.x_t.device)
         grad = None if self.grad is None else self.grad[on_device]
         return Point(self.x_t[on_device], self.posterior[on_device], self.reward[rows], grad)
 

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Rollout, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.times import Time
+from steering.transfer import to_device
 from steering.transitions import DDIM, Transition
 
 _SNAP = 1e-6  # a level this near to a step of the grid, in steps, is that step
@@ -190,7 +190,7 @@ class NoisePaths(Search):
             reward=value,
             ancestors=best,
         )
-        rows = best.to(x_t.device)
+        rows = to_device(best, x_t.device)
         return _Survivors(x_t[rows], posterior[rows], level)
 
     def _up(self, problem: Problem, x_t: Tensor, level: float, top: float, n: int) -> Tensor:
@@ -218,7 +218,7 @@ class NoisePaths(Search):
             posterior = kept.posterior if step == 0 else None
             if posterior is None:
                 posterior = yield Denoise(x_t, t)
-            noise = partial(problem.noise, "transition", draws, step)
+            noise = problem.later("transition", draws, step)
             x_t = yield from move(problem, self._transition, x_t, posterior, t, s, noise)
         return x_t
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from steering.interpolants import VPLinear
 from steering.model import Stage
 from steering.moves import move
 from steering.paths import SamplingPath
-from steering.prediction import Posterior
+from steering.prediction import Posterior, joined
 from steering.requests import Denoise, Request, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.transitions import DDIM, Transition
@@ -180,8 +180,8 @@ class RBF(Search):
             point = yield from predicted(problem, started.x_t)
             posterior, reward = point.posterior, point.reward
         return [
-            Chain(started.x_t[j : j + 1], posterior[j : j + 1], float(r), float(r))
-            for j, r in enumerate(reward)
+            Chain(started.x_t[j : j + 1], posterior[j : j + 1], r, r)
+            for j, r in enumerate(reward.tolist())
         ]
 
     def _step(
@@ -195,25 +195,26 @@ class RBF(Search):
         drawn: list[tuple[int, int, float]] = []  # every child: its draw, its parent's, its reward
         last = i == problem.grid.steps - 2
         quota = [c.left for c in chains]
+        left = list(quota)
         while searching := [
             j
             for j, c in enumerate(chains)
-            if c.left and (last or j not in best or best[j].reward <= c.record)
+            if left[j] and (last or j not in best or best[j].reward <= c.record)
         ]:
             if len(best) == len(chains) and not self._time(problem, len(searching), i):
                 problem.trace.record(step=i, event="out of time")
                 break
-            parents = [j for j in searching for _ in range(min(self.speculative, chains[j].left))]
+            parents = [j for j in searching for _ in range(min(self.speculative, left[j]))]
             children = yield from self._look(problem, [chains[j] for j in parents], i, serial)
             for j, child in zip(parents, children, strict=True):
-                chains[j] = replace(chains[j], left=chains[j].left - 1)
+                left[j] -= 1
                 drawn.append((child.draw, chains[j].draw, child.reward))
                 if j not in best or child.reward > best[j].reward:
                     best[j] = child
         problem.trace.record(
             step=i,
             model_t=problem.grid[i + 1].model_t,
-            drawn=[q - c.left for q, c in zip(quota, chains, strict=True)],
+            drawn=[q - rest for q, rest in zip(quota, left, strict=True)],
             better=[best[j].reward > c.record for j, c in enumerate(chains)],
             reward=[best[j].reward for j in range(len(chains))],
             ancestors=[best[j].draw for j in range(len(chains))],
@@ -222,7 +223,7 @@ class RBF(Search):
             rewards=[reward for _, _, reward in drawn],
         )
         return [
-            replace(best[j], record=max(c.record, best[j].reward), left=c.left)
+            replace(best[j], record=max(c.record, best[j].reward), left=left[j])
             for j, c in enumerate(chains)
         ]
 
@@ -234,26 +235,30 @@ class RBF(Search):
         x_s = yield from self._children(problem, parents, i, draws)
         posterior = yield Denoise(x_s, problem.grid[i + 1])
         scores = yield Score(posterior.x_0)
+        rewards = scores.total.tolist()
+        if len(rewards) == 1:  # nothing to part
+            return [Chain(x_s, posterior, rewards[0], -math.inf, draw=draws[0])]
         return [
-            Chain(x_s[n : n + 1], posterior[n : n + 1], float(r), float("-inf"), draw=draws[n])
-            for n, r in enumerate(scores.total)
+            Chain(x_s[n : n + 1], posterior[n : n + 1], r, -math.inf, draw=draws[n])
+            for n, r in enumerate(rewards)
         ]
 
     def _children(
         self, problem: Problem, parents: list[Chain], i: int, draws: Sequence[int]
     ) -> Generator[Request, Any, Tensor]:
         """States one transition on, ``(n, *shape)``."""
-        x_t = torch.cat([c.x_t for c in parents])
-        posterior = Posterior(
-            torch.cat([c.posterior.x_0 for c in parents]),
-            torch.cat([c.posterior.eps for c in parents]),
-        )
+        x_t, posterior = parents[0].x_t, parents[0].posterior
+        if len(parents) > 1:
+            x_t = torch.cat([c.x_t for c in parents])
+            posterior = joined([c.posterior for c in parents])
         t, s = problem.grid[i : i + 2]
-        noise = partial(problem.noise, "transition", draws, i)
+        noise = problem.later("transition", draws, i)
         return (yield from move(problem, self._transition, x_t, posterior, t, s, noise))
 
     def _time(self, problem: Problem, chains: int, i: int) -> bool:
         """Whether there is time for a round of children and for finishing one chain after it."""
+        if problem.facts.budget.seconds is None:
+            return True
         one = 1 + self._transition.inner_calls
         finish = Cost(seconds=problem.seconds_for((problem.grid.steps - i) * one))
         round_ = Cost(seconds=problem.seconds_for(chains * self.speculative * one))

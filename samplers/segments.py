@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from steering.moves import move
 from steering.prediction import Posterior
 from steering.requests import Denoise, Request
 from steering.search import Problem
+from steering.transfer import to_device
 from steering.transitions import Transition
 
 
@@ -40,7 +40,7 @@ def segment(
         t, s = problem.grid[i], problem.grid[i + 1]
         if i > begin:
             posterior = yield Denoise(x_t, t)
-        noise = partial(problem.noise, "transition", draws, i)
+        noise = problem.later("transition", draws, i)
         x_t = yield from move(problem, transition, x_t, posterior, t, s, noise)
     return x_t
 
@@ -55,4 +55,4 @@ def noised(problem: Problem, x_s: Tensor, s: int, t: int, noise: Tensor) -> Tens
 
 def repeated(posterior: Posterior, rows: Tensor) -> Posterior:
     """Rows of a posterior, repeated or chosen."""
-    return posterior[rows.to(posterior.x_0.device)]
+    return posterior[to_device(rows, posterior.x_0.device)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -391,7 +390,7 @@ class SMC(Search):
         t, s = problem.grid[i], problem.grid[i + 1]
         x_t, posterior = joined_states(clouds), joined_posterior(clouds)
         slots = [slot for cloud in clouds for slot in cloud.slots]
-        noise = partial(problem.noise, "transition", slots, i)
+        noise = problem.later("transition", slots, i)
         if self.gradient is None or clouds[0].gradient is None:
             x_s = yield from move(problem, self._transition, x_t, posterior, t, s, noise)
             parts = split(x_s, clouds)
@@ -494,10 +493,12 @@ def choose(
 
 def _dealt(clouds: list[Cloud], posterior: Posterior, slopes: Tensor | None) -> list[Cloud]:
     """Each cloud with its rows of what was learned of all; graphs end here."""
-    posterior = Posterior(posterior.x_0.detach(), posterior.eps.detach())
+    if posterior.x_0.requires_grad:
+        posterior = Posterior(posterior.x_0.detach(), posterior.eps.detach())
+        if len(clouds) == 1:
+            clouds = [replace(clouds[0], x_t=clouds[0].x_t.detach())]
     if len(clouds) == 1:
-        x_t = clouds[0].x_t.detach()
-        return [replace(clouds[0], x_t=x_t, posterior=posterior, gradient=slopes)]
+        return [replace(clouds[0], posterior=posterior, gradient=slopes)]
     dealt, first = [], 0
     for cloud in clouds:
         rows = slice(first, first + len(cloud))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.times import Time
+from steering.transfer import to_device
 from steering.transitions import DDIM, Transition
 
 
@@ -105,6 +105,7 @@ class TreeG(Search):
         x_t = problem.initial(range(active))
         parents = torch.arange(active).repeat_interleave(branches)
         known: Posterior | None = None
+        kept = torch.arange(active)  # of what is known, the rows that go on
         for i in range(problem.grid.steps):
             t, s = problem.grid[i], problem.grid[i + 1]
             if known is None:
@@ -113,18 +114,15 @@ class TreeG(Search):
                 known = yield from self._perturbed(problem, x_t, known, i, parents)
                 rows = torch.arange(active)
             else:
-                rows = parents
+                rows = kept[parents]
             draws = range(len(rows))
-            noise = partial(problem.noise, "transition", draws, i)
-            here = x_t[rows.to(x_t.device)]
-            said = repeated(known, rows)
-            x_t = yield from move(problem, self._transition, here, said, t, s, noise)
+            noise = problem.later("transition", draws, i)
+            x_t = yield from move(problem, self._transition, x_t, known, t, s, noise, rows=rows)
             known = None
             if self.space == "x_t" and i + 1 < problem.grid.steps:
-                said = yield Denoise(x_t, s)
-                scores = yield Score(said.x_0)
+                known = yield Denoise(x_t, s)
+                scores = yield Score(known.x_0)
                 kept = _best(scores.total, active)
-                x_t, known = x_t[kept.to(x_t.device)], repeated(said, kept)
                 problem.trace.record(step=i, reward=scores.total, ancestors=parents[kept])
         scores = yield Score(x_t, Stage.FINAL)
         order = torch.argsort(scores.total, descending=True, stable=True).tolist()
@@ -144,9 +142,9 @@ class TreeG(Search):
         guesses = repeated(known, parents).x_0 + noise
         scores = yield Score(guesses)
         best = scores.total.reshape(active, branches).argmax(1)
-        rows = (torch.arange(active) * branches + best).to(x_t.device)
+        rows = torch.arange(active) * branches + best
         problem.trace.record(step=i, reward=scores.total, ancestors=rows)
-        x_0 = guesses[rows]
+        x_0 = guesses[to_device(rows, guesses.device)]
         return Posterior(x_0, known.eps if _unchanged(t) else (x_t - t.alpha * x_0) / t.sigma)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from steering.paths import SamplingPath
 from steering.prediction import Posterior
 from steering.requests import Denoise, Request, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
+from steering.transfer import to_device
 from steering.transitions import DDIM, Transition
 
 Run = Generator[Request, Any, Any]
@@ -297,9 +297,9 @@ class TreeSearch(Search):
                 x = t.alpha * known[-1].x_0 + t.sigma * known[-1].eps
                 x_t, rows = torch.cat([x_t, x]), rows + joining
             said = Posterior(torch.cat([p.x_0 for p in known]), torch.cat([p.eps for p in known]))
-            noise = partial(problem.noise, "transition", [draws[r] for r in rows], i)
+            noise = problem.later("transition", [draws[r] for r in rows], i)
             x_t = yield from move(problem, self._transition, x_t, said, t, s, noise)
-        order = torch.argsort(torch.tensor(rows)).to(x_t.device)
+        order = to_device(torch.argsort(torch.tensor(rows)), x_t.device)
         return x_t[order], passed
 
 

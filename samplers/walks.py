@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering.moves import move
-from steering.prediction import Posterior
-from steering.requests import Denoise
+from steering.requests import Denoise, Move
 from steering.search import Problem
 from steering.transitions import Transition
 
-Walking = Generator[Denoise, Posterior, "Walk"]
+Walking = Generator[Denoise | Move, Any, "Walk"]
 
 
 @dataclass(frozen=True, eq=False)

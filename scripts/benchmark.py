@@ -3,6 +3,7 @@
     python scripts/benchmark.py exactness --json outputs/exactness.json --quick
     python scripts/benchmark.py shapes --json outputs/shapes.json --quick
     python scripts/benchmark.py overhead --json outputs/overhead.json
+    python scripts/benchmark.py overhead --json outputs/fused.json --prompts 100
     python scripts/benchmark.py offload --json outputs/offload.json
     python scripts/benchmark.py pipelines --json outputs/pipelines.json
     python scripts/benchmark.py flows --json outputs/flows.json --quick

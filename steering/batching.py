@@ -84,9 +84,10 @@ class Packer:
         extras = [[v for r in rows for v in r.extras[i]] for i in range(len(rows[0].extras))]
         parts: list[tuple[Tensor, ...]] = []
         start = 0
-        while start < len(x):
+        total = x.shape[0]
+        while start < total:
             size = self.bucket or self._caps.get(kind, self.cap)
-            stop = min(start + size, len(x))
+            stop = min(start + size, total)
             padding = self.bucket - (stop - start) if self.bucket else 0
             batch = _batch(x, extras, slice(start, stop), padding, list(_payers(rows, start, stop)))
             try:
@@ -150,10 +151,11 @@ def _payers(rows: Sequence[Rows], start: int, stop: int) -> Iterator[tuple[Usage
     """Who owns how many of the packed rows ``start`` to ``stop``."""
     begin = 0
     for r in rows:
-        overlap = min(begin + len(r), stop) - max(begin, start)
+        n = len(r)
+        overlap = min(begin + n, stop) - max(begin, start)
         if overlap > 0:
             yield r.usage, overlap
-        begin += len(r)
+        begin += n
 
 
 class Stopwatch:

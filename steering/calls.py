@@ -15,8 +15,9 @@ from steering.batching import Batch, Rows
 from steering.cost import Usage
 from steering.live import Live, Report
 from steering.model import Carrier, FrameDecoder, Stage
+from steering.moves import made
 from steering.prediction import Posterior
-from steering.requests import Denoise, Render, Score, Scores
+from steering.requests import Denoise, Move, Render, Score, Scores
 from steering.reward import Reward, scoring_call
 from steering.rollout import Carry
 from steering.snapshots import MOST_ROWS, Snapshot, shrunk
@@ -62,6 +63,8 @@ class Calls:
         if isinstance(request, Score):
             key = lambda r: (r.stage, r.grad_to is not None)  # noqa: E731
             return self._grouped(waiting, key, self._score)
+        if isinstance(request, Move):
+            return made([live.request for live in waiting if isinstance(live.request, Move)])
         if isinstance(request, Carry):
             return self._grouped(waiting, lambda r: None, self._carry)
         serve = self._render if isinstance(request, Render) else self._report
@@ -95,7 +98,7 @@ class Calls:
         for live, request in zip(waiting, requests, strict=True):
             if keep_graph and not request.x_t.requires_grad:
                 request.x_t.requires_grad_()
-            n = len(request.x_t)
+            n = request.x_t.shape[0]
             times = [request.time] * n if isinstance(request.time, Time) else request.time
             rows.append(Rows(request.x_t, live.usage, (times, [live.job.conditioning] * n)))
         with torch.set_grad_enabled(keep_graph):
@@ -161,24 +164,26 @@ class Calls:
             ),
             rows,
         )
-        columns, finite = self._to_host([part[0] for part in parts])
+        tables = _to_host([part[0] for part in parts])
+        # one number that is not finite makes the sum so
+        finite = math.isfinite(float(torch.cat(tables).sum()))
         grads: list[Tensor | None] = [None] * len(waiting)
         if wants_grad:
             grads = self._backward(waiting, requests, [part[1] for part in parts])
         answers = [
             self._scores(live, names, table, grad, finite)
-            for live, table, grad in zip(waiting, columns, grads, strict=True)
+            for live, table, grad in zip(waiting, tables, grads, strict=True)
         ]
         if embeds:
+            seen = _to_host([part[1] for part in parts])
             answers = [
-                replace(a, embedding=part[1].cpu())
-                if request.embed and isinstance(a, Scores)
-                else a
-                for a, part, request in zip(answers, parts, requests, strict=True)
+                replace(a, embedding=own) if request.embed and isinstance(a, Scores) else a
+                for a, own, request in zip(answers, seen, requests, strict=True)
             ]
         if self._thumbnails is not None:
-            for live, scores, part in zip(waiting, answers, parts, strict=True):
-                self._keep(live, stage, scores, part[-1])
+            small = _to_host([part[-1] for part in parts])
+            for live, scores, own in zip(waiting, answers, small, strict=True):
+                self._keep(live, stage, scores, own)
         return answers
 
     def _keep(self, live: Live, stage: Stage, scores: Scores | Exception, small: Tensor) -> None:
@@ -187,12 +192,13 @@ class Calls:
         kept = sum(len(s.rewards) for s in trace.snapshots)
         room = stage is Stage.FINAL or kept + len(small) <= MOST_ROWS
         if isinstance(scores, Scores) and room:
-            trace.snapshots.append(Snapshot(len(trace.records), stage, scores.total, small.cpu()))
+            trace.snapshots.append(Snapshot(len(trace.records), stage, scores.total, small.clone()))
 
     def _score_rows(self, live: Live, x_0: Tensor, rewards: Mapping[str, Reward]) -> Rows:
-        features = [{name: live.features[name] for name in rewards}] * len(x_0)
-        handles = [live.job.conditioning] * len(x_0)
-        return Rows(x_0.detach(), live.usage, (handles, features))
+        n = x_0.shape[0]
+        features = [{name: live.features[name] for name in rewards}] * n
+        handles = [live.job.conditioning] * n
+        return Rows(x_0.detach() if x_0.requires_grad else x_0, live.usage, (handles, features))
 
     def _score_batch(
         self,
@@ -254,12 +260,6 @@ class Calls:
 
         return self._model.decode_frames(x_0, handles, stage, all_looks)
 
-    def _to_host(self, tables: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
-        """One transfer for all searches of the turn, and whether all numbers are finite."""
-        joined = torch.cat(list(tables)).cpu()
-        finite = math.isfinite(float(joined.sum()))  # one that is not makes the sum so
-        return list(torch.split(joined, [len(t) for t in tables])), finite
-
     def _backward(
         self, waiting: list[Live], requests: list[Score], grads: list[Tensor]
     ) -> list[Tensor | None]:
@@ -302,7 +302,7 @@ class Calls:
                 )
             table = table.clone()
             table[~finite, names.index(self._reward.name)] = float("-inf")
-        columns = {name: table[:, i] for i, name in enumerate(names)}
+        columns = dict(zip(names, table.unbind(1), strict=True))
         ranked = getattr(self._reward, "ranked", None)
         return Scores(columns[self._reward.name], columns, grad, ranked)
 
@@ -343,7 +343,10 @@ class Calls:
         for live, spent in zip(waiting, apart, strict=True):
             live.usage.held_out_decodes += spent.decodes
             live.usage.held_out_calls += spent.reward_calls
-        return [{name: table[:, i].tolist() for i, name in enumerate(names)} for (table,) in tables]
+        return [
+            dict(zip(names, table.T.tolist(), strict=True))
+            for table in _to_host([table for (table,) in tables])
+        ]
 
 
 class _CountBackward(torch.autograd.Function):
@@ -358,6 +361,12 @@ class _CountBackward(torch.autograd.Function):
     def backward(ctx: Any, grad_x_0: Tensor, grad_eps: Tensor) -> tuple[Tensor, Tensor, None]:
         ctx.usage.backwards += len(grad_x_0)
         return grad_x_0, grad_eps, None
+
+
+def _to_host(parts: Sequence[Tensor]) -> list[Tensor]:
+    """One transfer for all searches of the turn: the device is waited for once."""
+    joined = torch.cat(list(parts)).cpu()
+    return list(joined.split([part.shape[0] for part in parts]))
 
 
 def _slope(name: str, total: Tensor, x_0: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,6 @@ class Usage:
             setattr(self, f.name, getattr(before, f.name))
         self.repeated = repeated
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return dict(vars(self))

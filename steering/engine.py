@@ -8,7 +8,6 @@ runs them, and hands the results back. A finished search makes room for the next
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ import torch
 from steering.batching import Packer, Stopwatch, charge
 from steering.calls import Calls
 from steering.cost import Usage
-from steering.live import Job, JobResult, Live, new_problem
+from steering.live import Job, JobResult, Live, Report, new_problem
 from steering.model import Abilities, Meaning, Model
-from steering.requests import Denoise, Render, Score
+from steering.requests import Denoise, Move, Render, Score
 from steering.reward import Reward
 from steering.rollout import Carry
 from steering.search import Needs, Search
@@ -154,12 +153,14 @@ class Engine:
         with torch.no_grad(), self._backend():
             start, self._served = time.perf_counter(), 0.0
             self._admit(queue)
+            self._move()
             asked = [live for live in self._live if live.request is not None]
             rows = [(live.usage, _rows(live.request)) for live in asked]
-            for kind in (Denoise, Carry, Score, Render, object):
-                waiting = [live for live in asked if _kind(live.request) is kind]
+            for kind in (Denoise, Carry, Score, Render, Report):
+                waiting = [live for live in asked if type(live.request) is kind]
                 if waiting:
                     self._serve(waiting)
+                    self._move()
             self.stopwatch.settle(wait=not self._live)
             charge(rows, "seconds", time.perf_counter() - start - self._served)
         done = [live for live in self._live if live.result is not None]
@@ -179,9 +180,14 @@ class Engine:
             live.advance()
             self._live.append(live)
 
+    def _move(self) -> None:
+        """Make the steps that are asked for, until every search waits for a model."""
+        while waiting := [live for live in self._live if isinstance(live.request, Move)]:
+            self._serve(waiting)
+
     def _serve(self, waiting: Sequence[Live]) -> None:
         """Answer requests of one kind; a failure in a fused call is traced to whose it is."""
-        before = [copy.copy(live.usage) for live in waiting]
+        before = [live.usage.to_dict() for live in waiting]
         start = time.perf_counter()
         try:
             answers = self._calls.answer(waiting)
@@ -191,9 +197,8 @@ class Engine:
                     live.fail(error)
                 return
             for live, usage in zip(waiting, before, strict=True):
-                live.usage.take_back(
-                    usage
-                )  # what is done again for a neighbour's sake is not theirs
+                # what is done again for a neighbour's sake is not theirs
+                live.usage.take_back(Usage(**usage))
                 self._serve([live])
             return
         elapsed = time.perf_counter() - start
@@ -310,14 +315,10 @@ def _undifferentiable(reward: Reward) -> str:
     return f"the reward {reward.name!r}{named}"
 
 
-def _kind(request: Any) -> type:
-    for kind in (Denoise, Carry, Score, Render):
-        if isinstance(request, kind):
-            return kind
-    return object
-
-
 def _rows(request: Any) -> int:
-    if request is None:
-        return 0
-    return len(request.x_t if isinstance(request, Denoise | Carry) else request.x_0)
+    kind = type(request)
+    if kind is Denoise or kind is Carry:
+        return int(request.x_t.shape[0])  # a tensor's len() is slow
+    if kind is Move:
+        return len(request)
+    return 0 if request is None else int(request.x_0.shape[0])

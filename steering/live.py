@@ -11,13 +11,14 @@ import torch
 
 from steering.cost import Budget, Cost, Usage
 from steering.model import Model
-from steering.requests import Denoise, Render, Request, Rollout, Score
+from steering.requests import Denoise, Move, Render, Request, Rollout, Score
 from steering.reward import Item, Reward
 from steering.rollout import Carry, rollout
 from steering.search import Facts, Outcome, Problem, Search
 from steering.stepping import OnStep, check_going_on, ended_steps
 from steering.streams import Streams
 from steering.trace import Trace
+from steering.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,9 @@ class Report:
     x_0: Any
 
 
+_SERVED = (Denoise, Move, Score, Carry, Render, Report)
+
+
 class Live:
     """A running search, advanced by the engine one request at a time.
 
@@ -111,6 +115,7 @@ class Live:
         self.result: JobResult | None = None
         self._model, self._on_step = model, on_step
         self._by_scheduler = False  # whether its own scheduler made the last step
+        self._unlimited = job.budget.unlimited
         self._stack: list[Generator[Any, Any, Any]] = [self._whole(rewards, held_out)]
         self._media: list[Any] = []
         self._held_out: dict[str, list[float]] = {}
@@ -135,6 +140,11 @@ class Live:
             try:
                 request = action(top)
                 if not isinstance(request, Rollout):
+                    if type(request) not in _SERVED:
+                        raise TypeError(
+                            f"{type(self.job.search).__name__} yielded {request!r}; a search yields "
+                            "Denoise, Rollout, Score, Render or what steering.moves.move asks for"
+                        )
                     self._check_budget(request)
                     self._tell(request)
                     self.request = request
@@ -187,7 +197,7 @@ class Live:
 
     def _check_budget(self, request: Any) -> None:
         """Raise where a counted limit would be passed: a bug of the search, not of the user."""
-        if self.job.budget.unlimited:
+        if self._unlimited or isinstance(request, Move):
             return
         cost = Cost()
         if isinstance(request, Denoise):
@@ -214,7 +224,8 @@ class Live:
             self.features[name] = reward.prepare(self.job.item)
         outcome = yield from self.job.search(self.problem)
         if outcome.chosen:
-            chosen = outcome.x_0[outcome.chosen]
+            rows = torch.tensor(outcome.chosen)
+            chosen = outcome.x_0[to_device(rows, outcome.x_0.device)]
             self._media = yield Render(chosen)
             if held_out:
                 self._held_out = yield Report(chosen)

@@ -40,6 +40,16 @@ class Posterior:
         return Posterior(self.x_0[rows], self.eps[rows], variance)
 
 
+def joined(posteriors: Sequence[Posterior]) -> Posterior:
+    """The rows of several, one after another."""
+    if len(posteriors) == 1:
+        return posteriors[0]
+    x_0, eps = [p.x_0 for p in posteriors], [p.eps for p in posteriors]
+    variances = [p.variance for p in posteriors if p.variance is not None]
+    variance = torch.cat(variances) if len(variances) == len(posteriors) else None
+    return Posterior(torch.cat(x_0), torch.cat(eps), variance)
+
+
 def known_prediction(kind: str) -> Prediction:
     """Check a prediction type by name.
 

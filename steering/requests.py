@@ -1,16 +1,17 @@
-"""The four things a search may ask for. It yields one and receives its result."""
+"""The things a search may ask for. It yields one and receives its result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from steering.model import Stage
+from steering.prediction import Posterior
 from steering.times import Time
-from steering.transitions import Transition
+from steering.transitions import GaussianTransition, Transition
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,4 +112,30 @@ class Scores:
         return Scores(self.total[rows], columns, grad, self.ranked, embedding)
 
 
-Request = Denoise | Rollout | Score | Render
+@dataclass(frozen=True, eq=False)
+class Move:
+    """A step whose law is Gaussian; answered by the rows one step on, ``(n, *shape)``.
+
+    :func:`steering.moves.move` asks for it, so that the steps of all searches are made at once.
+
+    Attributes:
+        transition: how.
+        posterior: what the denoiser said of the rows.
+        t: where they are.
+        s: where they go.
+        noise: returns standard normal rows ``(n, *shape)``; used only if the law has a width.
+        rows: rows of the posterior to move, chosen or repeated, ``(n,)`` on the CPU; None: all.
+    """
+
+    transition: GaussianTransition
+    posterior: Posterior
+    t: Time
+    s: Time
+    noise: Callable[[], Tensor]
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return (self.posterior.x_0 if self.rows is None else self.rows).shape[0]
+
+
+Request = Denoise | Rollout | Score | Render | Move

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from steering.model import Model
 from steering.moves import move
 from steering.prediction import Posterior
-from steering.requests import Denoise, Rollout
+from steering.requests import Denoise, Move, Rollout
 from steering.search import Problem
 from steering.stepping import OnStep, check_going_on
 
@@ -40,7 +39,7 @@ def rollout(
     model: Model,
     conditioning: Any,
     on_step: OnStep | None = None,
-) -> Generator[Denoise | Carry, Any, Tensor]:
+) -> Generator[Denoise | Move | Carry, Any, Tensor]:
     """Carry the request's rows to the end.
 
     Args:
@@ -51,7 +50,8 @@ def rollout(
         on_step: told of each step of the pipeline's own scheduler, whose states it may change.
 
     Yields:
-        One Denoise a model call; or one Carry, where the model does not denoise.
+        One Denoise a model call, and what the steps between them ask for; or one Carry, where the
+        model does not denoise.
 
     Returns:
         States at the end ``(n, *shape)``.
@@ -78,7 +78,7 @@ def rollout(
     x = request.x_t
     for step, (t, s) in enumerate(pairwise(path), start=request.start):
         posterior = yield Denoise(x, t, request.keep_graph)
-        noise = partial(problem.noise, request.purpose, request.draws, step)
+        noise = problem.later(request.purpose, request.draws, step)
         x = yield from move(
             problem, solver, x, posterior, t, s, noise, keep_graph=request.keep_graph
         )

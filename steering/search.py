@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,39 @@ class Facts:
     calls_per_row: int = 1
     budget: Budget = field(default_factory=Budget)
     elements: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Standard normal rows of one purpose and step that are not drawn yet; calling it draws them.
+
+    Attributes:
+        streams: the search's random numbers.
+        purpose: of the numbers.
+        draws: draw id of each row.
+        step: of the numbers.
+        shape: of one row.
+        device: where the rows go.
+    """
+
+    streams: Streams
+    purpose: str
+    draws: Sequence[int]
+    step: int
+    shape: tuple[int, ...]
+    device: torch.device
+
+    def __call__(self) -> Tensor:
+        """``(len(draws), *shape)`` on the device."""
+        return self.streams.normal(self.purpose, self.draws, self.step, self.shape, self.device)
+
+    def fill(self, out: np.ndarray) -> None:
+        """Draw into ``out``, of the same shape."""
+        self.streams.fill(out, self.purpose, self.draws, self.step)
+
+    def forget(self) -> None:
+        """Let the same rows be drawn again, for what was drawn came to nothing."""
+        self.streams.forget(self.purpose, self.draws, self.step)
 
 
 def _no_model(log_snr: float) -> Time:
@@ -157,6 +191,10 @@ class Problem:
     def noise(self, purpose: str, draws: Sequence[int], step: int) -> Tensor:
         """Standard normal rows ``(len(draws), *shape)`` of the purpose, draw ids and step."""
         return self.streams.normal(purpose, draws, step, self.shape, self.device)
+
+    def later(self, purpose: str, draws: Sequence[int], step: int) -> Noise:
+        """The rows of :meth:`noise`, not drawn yet: for a step, whose noise all searches draw as one."""
+        return Noise(self.streams, purpose, draws, step, self.shape, self.device)
 
     def affords(self, cost: Cost, *, holding_back: Cost | None = None) -> bool:
         """Whether ``cost`` still fits the budget beside what is held back to finish a candidate."""

@@ -17,6 +17,8 @@ import torch
 from numpy.random import MT19937, Generator, Philox, SeedSequence
 from torch import Tensor
 
+from steering.transfer import buffer_for, to_device
+
 _STATE_START, _STATE_WORDS = 24, 624  # where torch keeps a Mersenne Twister's words, in bytes
 
 
@@ -97,11 +99,19 @@ class Streams:
         Raises:
             RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
         """
-        out = np.empty((len(draws), *shape), dtype=np.float32)
-        flat = out.reshape(len(draws), math.prod(shape))  # -1 would refuse an empty list of draws
+        out = buffer_for((len(draws), *shape), torch.device(device))
+        self.fill(out.numpy(), purpose, draws, step)
+        return to_device(out, device)
+
+    def fill(self, out: np.ndarray, purpose: str, draws: Sequence[int], step: int) -> None:
+        """Write standard normal rows into ``out (len(draws), *shape)``, float32 and contiguous.
+
+        Raises:
+            RuntimeError: a (purpose, draw id, step) is asked for twice in one search.
+        """
+        flat = out.reshape(len(draws), math.prod(out.shape[1:]))
         for row, draw in zip(flat, draws, strict=True):
             self._seek(purpose, draw, step)(out=row, dtype=np.float32)
-        return torch.from_numpy(out).to(device)
 
     def uniform(self, purpose: str, draw: int, step: int, count: int) -> Tensor:
         """Uniforms on [0, 1), float64 ``(count,)`` on the CPU.
@@ -116,6 +126,10 @@ class Streams:
         """A seed below 2^63 for a random generator of another library."""
         self._seek(purpose, draw, step)
         return int(self._generator.integers(2**63 - 1))
+
+    def forget(self, purpose: str, draws: Sequence[int], step: int) -> None:
+        """Take these numbers for unused again, where a call that drew them has failed."""
+        self._used -= {(purpose, draw, step) for draw in draws}
 
     def _seek(self, purpose: str, draw: int, step: int) -> Callable[..., object]:
         """Move the generator to the start of one stream; returns its normal sampler."""

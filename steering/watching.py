@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +113,7 @@ def watch(
         posterior = yield Denoise(x_t, t)
         if i in looked:
             rewards.append((yield from foresee(problem, posterior, i)))
-        noise = partial(problem.noise, "transition", range(len(x_t)), i)
+        noise = problem.later("transition", range(len(x_t)), i)
         x_t = yield from move(problem, transition, x_t, posterior, t, s, noise)
     final = yield Score(x_t, Stage.FINAL)
     seen = torch.stack(rewards) if rewards else final.total.new_zeros(0, len(x_t))

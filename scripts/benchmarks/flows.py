@@ -33,8 +33,8 @@ from steering.command.options import PipelineOptions, device_of, load_pipeline
 from steering.engine import Engine
 from steering.live import Job, JobResult, new_problem
 from steering.mixtures import GaussianMixture, MixtureModel, flow_grid
-from steering.moves import move
-from steering.requests import Denoise
+from steering.moves import made, move
+from steering.requests import Move
 from steering.reward import Item
 from steering.search import Search
 from steering.streams import prompt_keys
@@ -104,13 +104,16 @@ def _affine(
     noise = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
     posterior, calls = model.denoise(x_t, [t] * 3, [None] * 3), 1
     step = move(problem, search.transition, x_t, posterior, t, s, lambda: noise)
-    answer = None
+    answer: Any = None
     while True:
         try:
-            request: Denoise = step.send(answer)  # type: ignore[arg-type]
+            request = step.send(answer)
         except StopIteration as stop:
             none, state, rough = stop.value.flatten().tolist()
             return state - none, none, rough - none, calls
+        if isinstance(request, Move):
+            [answer] = made([request])
+            continue
         assert isinstance(request.time, Time)
         answer = model.denoise(request.x_t, [request.time] * 3, [None] * 3)
         calls += 1

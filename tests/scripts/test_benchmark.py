@@ -1,6 +1,7 @@
 import importlib
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,31 @@ def test_benchmarks_of_the_embedded_models_write_their_fixed_keys(tmp_path, word
     assert {"versions", "device", "seed"} <= set(found["meta"])
     [row] = found["rows"]
     assert set(keys.split()) <= set(row)
+
+
+def test_overhead_of_fused_steps_is_told_of_two_checkouts(tmp_path, monkeypatch):
+    """Each in a process of its own, of which one runs here; the other is answered for."""
+    fused = importlib.import_module("benchmarks.fused")
+    real, folders = fused.subprocess.run, []
+
+    def answered(words, *, cwd, **options):
+        folders.append(cwd)
+        if cwd != tmp_path:
+            return real(words, cwd=cwd, **options)
+        figures = json.dumps([str(tmp_path), {"us_per_call": 1.0, "syncs_per_step": 9.0}])
+        return subprocess.CompletedProcess(words, 0, stdout=figures)
+
+    monkeypatch.setattr(fused.subprocess, "run", answered)
+    file = tmp_path / "fused.json"
+    words = ["--prompts", "2", "--cells", "rbf-lean:60", "--repeats", "1"]
+    command("overhead", "--json", str(file), *words, "--against", str(tmp_path))
+    here, there = json.loads(file.read_text())["rows"]
+    assert folders == [SCRIPTS.parent, tmp_path]
+    assert (here["code"], there["code"], there["syncs_per_step"]) == ("this", "against", 9.0)
+    assert (here["sampler"], here["nfe"], here["prompts"]) == ("rbf-lean", 60, 2)
+    assert here["syncs_per_step"] == pytest.approx(1, abs=0.1)
+    assert here["sends_per_step"] > 1
+    assert min(here["ops_per_call"], here["us_per_call"]) > 0
 
 
 @pytest.mark.parametrize("processes", [1, 2])

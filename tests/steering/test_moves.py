@@ -6,10 +6,10 @@ from steering.adapters import adapt
 from steering.cost import Usage
 from steering.flow_sde import FlowSDE
 from steering.glass import GLASS
-from steering.moves import move
+from steering.moves import made, move
 from steering.paths import SamplingPath
 from steering.prediction import Posterior
-from steering.requests import Rollout, Score
+from steering.requests import Move, Rollout, Score
 from steering.rollout import rollout
 from steering.search import Facts, Problem
 from steering.streams import Streams
@@ -26,18 +26,21 @@ def problem(model, **more) -> Problem:
 
 
 def finish(step, model) -> tuple[torch.Tensor, int]:
-    """Run a generator of Denoise requests; its result and the number of rows denoised."""
+    """Run a generator of requests to denoise and to move; its result and the number of rows denoised."""
     calls, answer = 0, None
     while True:
         try:
             request = step.send(answer)
         except StopIteration as stop:
             return stop.value, calls
+        if isinstance(request, Move):
+            [answer] = made([request])
+            continue
         n = len(request.x_t)
         calls, answer = calls + n, model.denoise(request.x_t, [request.time] * n, [None] * n)
 
 
-def test_gaussian_transitions_ask_for_nothing():
+def test_gaussian_transitions_denoise_nothing():
     _, model = mixture()
     t, s = model.grid[3], model.grid[4]
     x_0, eps, z = torch.randn(3, 5, 2)
@@ -134,4 +137,4 @@ def test_a_transition_goes_to_less_noise():
             model.grid[4], model.grid[3], lambda: eps,
         )  # fmt: skip
         with pytest.raises(ValueError, match="less noise"):
-            next(step)
+            finish(step, model)
