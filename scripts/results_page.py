@@ -56,7 +56,9 @@ SEARCH = """\
 The same models, prompts, reward and verifier at many budgets, with noise searches, beams and trees.
 Intervals, names and costs are as above. `halving-ahead` walks every noise to its end in 3 long steps,
 drops most of them by what that shows, and finishes the others in full; `rbf-lean` is rollover budget
-forcing with one chain a 400 calls and a sixteenth of them for its beginnings.
+forcing with one chain a 400 calls and a sixteenth of them for its beginnings. Seconds are those of
+processes that shared a GPU, at times with other work: they tell tens of per cent at best, and the first
+cells of a process (here best of N at the smallest budget) took longest.
 """
 EXACTNESS = """\
 Gaussian mixtures whose tilted law is known in closed form; half the summed absolute difference of mode
