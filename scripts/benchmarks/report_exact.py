@@ -66,8 +66,9 @@ seen is too low, and so is its error; under weaker tilts the same searches are u
 
 
 LONGER = """\
-Cells from those that are too low again, with many more runs and another seed: if tails were the whole
-cause, the mean rises to 1 with the runs, or is told by ever fewer of them.
+Cells from those that are too low again, with many more runs and another seed. Where tails are the cause
+the mean tends to rise with the runs, by single ones that are rare and large; ten thousand need not meet
+one.
 """
 
 
