@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.potentials import Potential
 from steering.particles import Resampler, Weights
-from steering.prediction import Posterior
+from steering.prediction import Posterior, joined
 from steering.transfer import to_device
 
 
@@ -109,11 +109,7 @@ def joined_states(clouds: list[Cloud]) -> Tensor:
 
 def joined_posterior(clouds: list[Cloud]) -> Posterior:
     """What the denoiser said of all clouds, rows ``(n, *shape)``."""
-    if len(clouds) == 1:
-        return clouds[0].known
-    return Posterior(
-        torch.cat([c.known.x_0 for c in clouds]), torch.cat([c.known.eps for c in clouds])
-    )
+    return joined([c.known for c in clouds])
 
 
 def joined_weights(clouds: list[Cloud]) -> Weights:

@@ -18,7 +18,7 @@ from steering.cost import Cost
 from steering.model import Stage
 from steering.moves import move
 from steering.paths import SamplingPath
-from steering.prediction import Posterior
+from steering.prediction import Posterior, joined
 from steering.requests import Denoise, Request, Score
 from steering.search import BudgetTooSmall, Facts, Needs, Outcome, Plan, Problem, Search
 from steering.transfer import to_device
@@ -296,7 +296,7 @@ class TreeSearch(Search):
                 known.append(state.posterior(parents[joining]))
                 x = t.alpha * known[-1].x_0 + t.sigma * known[-1].eps
                 x_t, rows = torch.cat([x_t, x]), rows + joining
-            said = Posterior(torch.cat([p.x_0 for p in known]), torch.cat([p.eps for p in known]))
+            said = joined(known)
             noise = problem.later("transition", [draws[r] for r in rows], i)
             x_t = yield from move(problem, self._transition, x_t, said, t, s, noise)
         order = to_device(torch.argsort(torch.tensor(rows)), x_t.device)

@@ -178,8 +178,29 @@ class OdeRun:
         return DDIM(0.0)(posterior, self.grid[index], self.grid[index + 1]).mean
 
 
+class OdeWalk:
+    """What a model without a diffusers scheduler does in the place of one: DDIM(0) along its grid."""
+
+    grid: TimeGrid
+
+    def scheduler_calls(self) -> int:
+        """Model calls of one walk: one a step."""
+        return self.grid.steps
+
+    def scheduler_run(
+        self,
+        conditioning: Any,
+        draws: Sequence[int],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> OdeRun:
+        """The walk from ``start`` on; whoever asked for ``stop`` leaves it there."""
+        return OdeRun(TimeGrid(self.grid[start:]) if start else self.grid)
+
+
 @dataclass(frozen=True, eq=False)
-class MixtureModel:
+class MixtureModel(OdeWalk):
     """A Gaussian mixture as a :class:`steering.model.Model`. Media are the states themselves.
 
     Attributes:
@@ -246,21 +267,6 @@ class MixtureModel:
     def render(self, x_0: Tensor, conditioning: Sequence[Any]) -> list[Tensor]:
         """The rows, each ``(d,)``."""
         return list(x_0)
-
-    def scheduler_calls(self) -> int:
-        """Model calls of one :class:`OdeRun`: one a step."""
-        return self.grid.steps
-
-    def scheduler_run(
-        self,
-        conditioning: Any,
-        draws: Sequence[int],
-        seeds: Sequence[int],
-        start: int = 0,
-        stop: int | None = None,
-    ) -> OdeRun:
-        """The deterministic walk along the grid."""
-        return OdeRun(TimeGrid(self.grid[start:]) if start else self.grid)
 
 
 def vp_path(first_beta: float = 1e-4, last_beta: float = 2e-2, steps: int = 1000) -> VPDiscrete:

@@ -85,7 +85,7 @@ def move(
         solver = cast(InnerSolve, transition)
         step = solver.solve(problem.at, x_t, posterior, t, s, noise, keep_graph=keep_graph)
         return (yield from step)
-    with torch.set_grad_enabled(keep_graph):
+    with torch.enable_grad():
         law = transition(posterior, t, s)
         return law.mean if law.std == 0 else law.sample(noise())
 

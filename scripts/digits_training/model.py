@@ -17,7 +17,7 @@ from digits_training.graphs import Graphed
 from digits_training.networks import NO_CLASS, TIMES
 from digits_training.store import load_unet
 from steering.interpolants import Cosine, VPDiscrete
-from steering.mixtures import OdeRun, vp_grid
+from steering.mixtures import OdeWalk, vp_grid
 from steering.model import Abilities, Stage
 from steering.prediction import Posterior, posterior_of
 from steering.times import Time, TimeGrid
@@ -56,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class DigitsModel:
+class DigitsModel(OdeWalk):
     """A UNet that predicts v on pictures of digits, as the engine wants it.
 
     Gradients recompute the network (checkpointing), so that thousands of rows fit into memory.
@@ -140,21 +140,6 @@ class DigitsModel:
     def render(self, x_0: Tensor, conditioning: Sequence[Any]) -> list[Tensor]:
         """The pictures themselves, each ``(3, 28, 28)``."""
         return list(self.decode(x_0, conditioning, Stage.FINAL))
-
-    def scheduler_calls(self) -> int:
-        """One a step: its "own scheduler" is DDIM(0)."""
-        return self.grid.steps
-
-    def scheduler_run(
-        self,
-        conditioning: Any,
-        draws: Sequence[int],
-        seeds: Sequence[int],
-        start: int = 0,
-        stop: int | None = None,
-    ) -> OdeRun:
-        """The deterministic walk along the grid."""
-        return OdeRun(TimeGrid(self.grid[start:]) if start else self.grid)
 
     def _network(self, x_t: Tensor, told: Tensor, labels: Tensor) -> Tensor:
         return self.unet(x_t.to(self.dtype), told, class_labels=labels).sample.float()

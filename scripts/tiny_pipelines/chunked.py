@@ -9,24 +9,12 @@ import torch
 from diffusers.schedulers import HeliosDMDScheduler
 from transformers import UMT5Config, UMT5EncoderModel
 
-from tiny_pipelines.parts import SIZE, lively, tokenizer
+from tiny_pipelines.parts import SIZE, lively, tokenizer, wan_vae
 
 
 def _umt5() -> UMT5EncoderModel:
     config = UMT5Config(vocab_size=SIZE, d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=1)
     return UMT5EncoderModel(config).eval()
-
-
-def _vae() -> Any:
-    return lively(
-        diffusers.AutoencoderKLWan(
-            base_dim=3,
-            z_dim=16,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-        )
-    )
 
 
 def _helios_parts() -> dict[str, Any]:
@@ -45,7 +33,7 @@ def _helios_parts() -> dict[str, Any]:
     )
     return {
         "transformer": lively(transformer),
-        "vae": _vae(),
+        "vae": lively(wan_vae()),
         "text_encoder": _umt5(),
         "tokenizer": tokenizer(),
     }
@@ -82,7 +70,7 @@ def any_flow() -> Any:
     )
     return diffusers.AnyFlowFARPipeline(
         transformer=lively(transformer),
-        vae=_vae(),
+        vae=lively(wan_vae()),
         scheduler=diffusers.FlowMapEulerDiscreteScheduler(),
         text_encoder=_umt5(),
         tokenizer=tokenizer(),

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 
-from tiny_pipelines.parts import lively, t5, tokenizer
+from tiny_pipelines.parts import lively, simple_unet, t5, tokenizer
 
 _WIDTH = 16
 
@@ -24,22 +24,13 @@ def deepfloyd_inpaint() -> Any:
 
 def _parts() -> dict[str, Any]:
     torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
+    unet = simple_unet(
+        _WIDTH,
         sample_size=16,
         in_channels=3,
         out_channels=6,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        encoder_hid_dim=_WIDTH,
-        cross_attention_dim=_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
         addition_embed_type="text",
         addition_embed_type_num_heads=2,
-        resnet_time_scale_shift="scale_shift",
     )
     scheduler = diffusers.DDPMScheduler(
         beta_schedule="squaredcos_cap_v2",

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
-from tiny_pipelines.parts import SIZE, lively, tokenizer
+from tiny_pipelines.parts import SIZE, lively, simple_unet, tokenizer
 
 _WIDTH = 16
 
@@ -50,23 +50,7 @@ def embedded(seed: int) -> torch.Tensor:
 
 
 def _unet(**options: Any) -> Any:
-    return lively(
-        diffusers.UNet2DConditionModel(
-            in_channels=4,
-            out_channels=8,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            encoder_hid_dim=_WIDTH,
-            cross_attention_dim=_WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-            resnet_time_scale_shift="scale_shift",
-            **options,
-        )
-    )
+    return lively(simple_unet(_WIDTH, in_channels=4, out_channels=8, **options))
 
 
 def _movq() -> Any:

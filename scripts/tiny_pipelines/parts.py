@@ -143,3 +143,31 @@ def gemma(width: int = 16) -> Gemma2Model:
         attn_implementation="eager",
     )
     return Gemma2Model(config).eval()
+
+
+def wan_vae() -> Any:
+    """The video autoencoder of Wan and its kin."""
+    return diffusers.AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+
+
+def simple_unet(width: int, **options: Any) -> Any:
+    """The UNet of DeepFloyd and Kandinsky, told embeddings of ``width`` numbers."""
+    return diffusers.UNet2DConditionModel(
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        encoder_hid_dim=width,
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        resnet_time_scale_shift="scale_shift",
+        **options,
+    )

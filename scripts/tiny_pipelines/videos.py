@@ -8,7 +8,7 @@ import diffusers
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from tiny_pipelines.parts import SIZE, clip, lively, t5, tokenizer, vae
+from tiny_pipelines.parts import SIZE, clip, lively, t5, tokenizer, vae, wan_vae
 
 
 def wan() -> Any:
@@ -28,13 +28,7 @@ def wan() -> Any:
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=32,
     )
-    autoencoder = diffusers.AutoencoderKLWan(
-        base_dim=3,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-    )
+    autoencoder = wan_vae()
     return diffusers.WanPipeline(
         transformer=lively(transformer),
         vae=lively(autoencoder),

@@ -15,7 +15,11 @@ are those of GenEval (Ghosh et al. 2023, https://arxiv.org/abs/2310.11513); see 
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+Meaning = TypeVar("Meaning")
 
 SHAPES = ("circle", "ring", "square", "diamond", "triangle", "cross", "star")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -167,14 +171,23 @@ def parse(prompt: str) -> Scene:
         TypeError: if the prompt is not text.
         ValueError: if it is outside the grammar; the message quotes the part that was not understood.
     """
+    return read(prompt, _parse)
+
+
+def read(prompt: str, reader: Callable[[str], Meaning]) -> Meaning:
+    """What a prompt means by a grammar, whose ``reader`` takes lower case and single blanks.
+
+    Raises:
+        TypeError: if the prompt is not text.
+        ValueError: if the reader raises one; the message quotes the prompt, too.
+    """
     if not isinstance(prompt, str):
         raise TypeError(f"a prompt must be text, got {type(prompt).__name__}: {prompt!r}")
     text = " ".join(prompt.lower().split())
     try:
-        scene = _parse(text)
+        return reader(text)
     except ValueError as error:
         raise ValueError(f"cannot read the prompt {prompt!r}: {error}") from None
-    return scene
 
 
 def kind(prompt: str) -> str:

@@ -11,7 +11,7 @@
 import re
 from dataclasses import dataclass
 
-from steering.shapes.grammar import Group, Scene, parse
+from steering.shapes.grammar import Group, Scene, parse, read
 
 FRAMES = 8
 #: Unit vectors (x, y) in pixels, y downwards.
@@ -101,13 +101,11 @@ def parse_motion(prompt: str) -> Movie:
         TypeError: if the prompt is not text.
         ValueError: if it is outside the grammar; the message quotes the part that was not understood.
     """
-    if not isinstance(prompt, str):
-        raise TypeError(f"a prompt must be text, got {type(prompt).__name__}: {prompt!r}")
-    text = " ".join(prompt.lower().split())
-    try:
-        return Movie(tuple(_mover(part) for part in text.split(" and ")))
-    except ValueError as error:
-        raise ValueError(f"cannot read the prompt {prompt!r}: {error}") from None
+    return read(prompt, _movie)
+
+
+def _movie(text: str) -> Movie:
+    return Movie(tuple(_mover(part) for part in text.split(" and ")))
 
 
 def _mover(text: str) -> Mover:
