@@ -43,9 +43,8 @@ def read_prompts(prompt: Sequence[str], prompts_file: Path | None) -> list[Item]
 
 def _item(line: str, file: Path, number: int) -> Item:
     """A prompt with its metadata."""
-    record: Any = None
     try:
-        record = json.loads(line)
+        record: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"line {number} of {file} is not JSON: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
